@@ -1,0 +1,1 @@
+"""The embedded model and the small real reranking problem that shows it at work."""
