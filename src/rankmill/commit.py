@@ -1,0 +1,232 @@
+"""Commit by shard: rank, write the part, its scores, its quarantined rows, then its marker.
+
+Whatever was written before a crash is either complete under its final name or invisible; a shard
+without a marker is computed again and overwrites the same names with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data._internal.execution.interfaces import TaskContext
+from ray.data.block import Block
+from ray.data.datasource import Datasink
+
+from rankmill import markers, rank, rows, schema
+from rankmill.envelope import Envelope
+from rankmill.markers import PRIVATE, Counters, Marker, WrittenFile
+from rankmill.read import ORIGIN_ROW
+from rankmill.storage import Store
+
+
+@dataclass(frozen=True)
+class CommitSettings:
+    """What every commit of a run needs. `columns`: the input columns that are written."""
+
+    store: Store
+    fingerprint: str
+    shards: int
+    columns: tuple[str, ...]
+    prefix: str
+    top_k: int | None
+    min_score: float | None
+    metadata: Mapping[str, str]
+
+
+class ShardSink(Datasink[int]):
+    """Commits every envelope that reaches it."""
+
+    def __init__(self, settings: CommitSettings) -> None:
+        self._settings = settings
+
+    def get_name(self) -> str:
+        """The name that Ray shows."""
+        return "Commit"
+
+    def write(self, blocks: Iterable[Block], ctx: TaskContext) -> int:
+        """Commit the shards in some blocks; how many there were."""
+        count = 0
+        for block in blocks:
+            for envelope in Envelope.from_block(block):
+                commit_shard(envelope, self._settings)
+                count += 1
+        return count
+
+
+def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
+    """Write all files of a shard, its marker last; a failed shard leaves a note instead."""
+    store = settings.store
+    if envelope.error is not None:
+        note = {"shard": envelope.shard, "error": envelope.error}
+        store.write(markers.failure_name(envelope.shard), json.dumps(note).encode())
+        return
+    finished = finish_shard(envelope, settings)
+    for name, content in finished.contents.items():
+        store.write(name, content)
+    store.write(markers.marker_name(envelope.shard), finished.marker.to_bytes())
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A shard's files, in the order in which they are written, and its marker."""
+
+    contents: dict[str, bytes]
+    marker: Marker
+
+
+def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
+    """Rank a scored shard and make its files. A pure function: equal shards, equal bytes."""
+    assert envelope.rows is not None, "only scored shards are finished"
+    assert envelope.facts is not None, "only scored shards are finished"
+    assert envelope.pairs is not None, "only scored shards are finished"
+    assert envelope.scores is not None, "only scored shards are finished"
+    cost = json.loads(envelope.scores.schema.metadata[b"cost"])
+    pair = envelope.facts.column("pair").to_numpy()
+    query = envelope.facts.column("query").to_numpy()
+    reason = np.array(envelope.facts.column("reason").to_pylist(), dtype=object)
+    by_pair = envelope.scores.column("score").to_numpy()
+    score, dropped = _by_row(pair, by_pair, envelope.pairs.column("dropped").to_numpy())
+    reason[(pair >= 0) & ~np.isfinite(score)] = rows.BAD_SCORE
+
+    is_bad = np.array([why is not None for why in reason], bool)
+    kept, bad = np.flatnonzero(~is_bad), np.flatnonzero(is_bad)
+    ranking = rank.rank_rows(query[kept], score[kept], settings.top_k, settings.min_score)
+    part = _part(envelope.rows, kept[ranking.rows], score, dropped, ranking.rank, settings)
+    finite = np.isfinite(by_pair)
+
+    number = f"{envelope.shard:05d}"
+    files = [
+        (schema.part_name(envelope.shard, settings.shards), part.num_rows, _parquet(part)),
+        (
+            f"{PRIVATE}/scores/{number}.arrow",
+            int(finite.sum()),
+            _arrow(_score_table(envelope.pairs, by_pair, finite)),
+        ),
+    ]
+    if len(bad):
+        quarantined = _quarantine(envelope.rows, bad, reason[bad])
+        files.append((f"{PRIVATE}/quarantine/{number}.arrow", len(bad), _arrow(quarantined)))
+
+    scored_rows = int(np.sum(pair[kept] >= 0))
+    pairs_scored = len(np.unique(pair[kept][pair[kept] >= 0]))
+    counters = Counters(
+        rows_in=envelope.rows.num_rows,
+        rows_out=part.num_rows,
+        rows_below_cut=ranking.below_cut,
+        rows_quarantined=len(bad),
+        queries=len(np.unique(query[query >= 0])),
+        queries_empty=_queries_empty(envelope.rows),
+        queries_with_several_texts=int(envelope.facts.schema.metadata[b"several_texts"]),
+        pairs_scored=pairs_scored,
+        pairs_duplicate=scored_rows - pairs_scored,
+        pairs_beyond_depth=len(kept) - scored_rows,
+        pairs_truncated=int(np.sum(dropped[kept] > 0)),
+        tokens=cost["tokens"],
+        padded_tokens=cost["padded_tokens"],
+        quarantine=dict(sorted(Counter(reason[bad]).items())),
+    )
+    counters.refuse_imbalance()
+    marker = Marker(
+        shard=envelope.shard,
+        fingerprint=settings.fingerprint,
+        files=tuple(WrittenFile.of(name, content, count) for name, count, content in files),
+        counters=counters,
+        degraded=cost["degraded"],
+        seconds=cost["seconds"],
+    )
+    return FinishedShard({name: content for name, _, content in files}, marker)
+
+
+def _by_row(
+    pair: npt.NDArray[np.int32], score: npt.NDArray[np.float32], dropped: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Each row's score (NaN when it was not scored) and dropped tokens (0 likewise)."""
+    has = pair >= 0
+    by_row = np.full(len(pair), np.nan, np.float32)
+    tokens = np.zeros(len(pair), np.int32)
+    by_row[has], tokens[has] = score[pair[has]], dropped[pair[has]]
+    return by_row, tokens
+
+
+def _part(
+    table: pa.Table,
+    chosen: npt.NDArray[np.int64],
+    score: npt.NDArray[np.float32],
+    dropped: npt.NDArray[np.int32],
+    places: npt.NDArray[np.int32],
+    settings: CommitSettings,
+) -> pa.Table:
+    scores = score[chosen]
+    unscored = np.isnan(scores)
+    results: dict[str, pa.Array] = {
+        "score": pa.array(scores, mask=unscored),
+        "sigmoid": pa.array(rank.sigmoid(scores), mask=unscored),
+        "rank": pa.array(places),
+        "tokens_dropped": pa.array(dropped[chosen], mask=unscored),
+    }
+    part = table.select(list(settings.columns)).take(pa.array(chosen))
+    for name, data_type in schema.RESULT_COLUMNS.items():
+        part = part.append_column(pa.field(settings.prefix + name, data_type), results[name])
+    return part.replace_schema_metadata(dict(settings.metadata))
+
+
+def _score_table(
+    pairs: pa.Table, score: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]
+) -> pa.Table:
+    mask = pa.array(finite)
+    digest = pairs.column("digest").combine_chunks().filter(mask)
+    stage = pa.array(np.ones(len(digest), np.int8))
+    return pa.table([digest, pa.array(score).filter(mask), stage], schema=schema.SCORES)
+
+
+def _quarantine(table: pa.Table, bad: npt.NDArray[np.int64], reason: npt.NDArray[Any]) -> pa.Table:
+    """The rows as they came, with `reason`, `origin_file` and `origin_row` (in that file)."""
+    chosen = table.take(pa.array(bad))
+    origin = chosen.column(ORIGIN_ROW).to_numpy()
+    urls, numbers = _origins(table, origin)
+    chosen = chosen.drop_columns([ORIGIN_ROW]).replace_schema_metadata(None)
+    for name, values in (
+        ("reason", pa.array(reason.tolist(), pa.string())),
+        ("origin_file", pa.array(urls, pa.string())),
+        ("origin_row", pa.array(numbers, pa.int64())),
+    ):
+        free = name if name not in chosen.column_names else f"quarantine_{name}"
+        chosen = chosen.append_column(free, values)
+    return chosen
+
+
+def _origins(table: pa.Table, origin: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
+    places = json.loads(table.schema.metadata[b"places"])
+    starts = np.concatenate([[0], np.cumsum([count for _, _, count in places])])
+    piece = np.searchsorted(starts, origin, side="right") - 1
+    urls = [places[p][0] for p in piece]
+    numbers = [int(places[p][1] + row - starts[p]) for p, row in zip(piece, origin)]
+    return urls, numbers
+
+
+def _queries_empty(table: pa.Table) -> int:
+    """Stored rows that hold no pair (an empty candidate list in the nested layout)."""
+    stored = int(table.schema.metadata[b"rows"])
+    return stored - len(np.unique(table.column(ORIGIN_ROW).to_numpy()))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _arrow(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    # The file format allows one dictionary a column.
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.unify_dictionaries())
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,67 @@
+"""What can go wrong, and the exit code that each kind carries.
+
+    RankmillError      1   (never raised itself)
+    ├── StartError     2   nothing was started
+    │   ├── ConfigError    a setting, a flag, an unknown key
+    │   ├── InputError     a file, a column, a type, an order of rows
+    │   ├── ModelError     a model that cannot be found, trusted or loaded
+    │   └── OutputError    an output folder that holds something else
+    ├── RunFailed      1   part-way: what is committed stays, the same command resumes
+    └── OutputBusy     4   another run holds the output
+
+Exit code 3 (a gate failed) belongs to gates, which this version does not have.
+"""
+
+from __future__ import annotations
+
+
+class RankmillError(Exception):
+    """Base of every error that a user can mend.
+
+    `message` says what was expected, what was found and where; `remedy` says what to do. Neither
+    ever holds a payload (a query or document text) or a credential.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str | None = None) -> None:
+        super().__init__(message, remedy)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.remedy}" if self.remedy else self.message
+
+
+class StartError(RankmillError):
+    """Nothing was started: the command, its settings, its input or its model are at fault."""
+
+    exit_code = 2
+
+
+class ConfigError(StartError):
+    """A setting is unknown, of the wrong type, or impossible together with another."""
+
+
+class InputError(StartError):
+    """The input cannot be used: a missing file or column, a wrong type, rows out of order."""
+
+
+class ModelError(StartError):
+    """The model cannot be found, cannot be trusted, or does not match its own weights."""
+
+
+class OutputError(StartError):
+    """The output folder holds another run, or lies where it must not."""
+
+
+class RunFailed(RankmillError):
+    """Some shards failed. What is committed stays; the same command resumes."""
+
+    exit_code = 1
+
+
+class OutputBusy(RankmillError):
+    """Another live run holds the output's lease."""
+
+    exit_code = 4

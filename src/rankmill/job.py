@@ -1,0 +1,322 @@
+"""The job from start to end: resolve, plan, hold the output, run, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rankmill import markers, output, pipeline, runs, schema, storage
+from rankmill.commit import CommitSettings
+from rankmill.config import CONTRACT_VERSION, RunConfig
+from rankmill.errors import ConfigError, OutputBusy, OutputError, RunFailed
+from rankmill.lease import Lease
+from rankmill.markers import Counters, Marker
+from rankmill.models import Description
+from rankmill.models.folder import describe
+from rankmill.pipeline import Pool
+from rankmill.plan import Plan, make_plan
+from rankmill.profile import Profile, make_profile
+from rankmill.progress import Listener, Watch
+from rankmill.runs import Run
+from rankmill.source import Source, open_source
+from rankmill.stages import StageSettings
+from rankmill.storage import Store
+from rankmill.tokens import PairRules
+
+log = logging.getLogger("rankmill")
+_FAILURES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: everything is known but the profile.
+
+    stored: run.json of an earlier start; committed: its shards that need not be done again.
+    """
+
+    config: RunConfig
+    source: Source
+    model: Description
+    plan: Plan
+    store: Store
+    stored: dict[str, Any] | None
+    committed: dict[int, Marker]
+
+    @property
+    def pending(self) -> list[int]:
+        """Shards that are still to be computed."""
+        return [index for index in range(len(self.plan)) if index not in self.committed]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.stored is not None and not self.pending and output.is_complete(self.store)
+
+    @property
+    def rules(self) -> PairRules:
+        """How pairs are cut, with the model's own limit."""
+        asked = self.config.model
+        length = self.model.max_length(asked.max_length)
+        return PairRules(length, asked.truncation, asked.max_query_tokens)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. `files`: URLs of the part files, in order."""
+
+    output: str
+    manifest: dict[str, Any]
+    counters: Counters
+    files: tuple[str, ...]
+
+
+def prepare(
+    config: RunConfig, *, overwrite: bool = False, model: Description | None = None
+) -> Prepared:
+    """Resolve input, model and plan, and look at the output. Starts nothing, writes nothing.
+
+    Raises a `StartError` for whatever would make the run fail.
+    """
+    config = _absolute(config)
+    store = Store(config.output.path, config.storage.profile)
+    output.refuse_overlap(config.input.paths, store.url)
+    source = open_source(config.input, config.storage.profile)
+    _output_schema(config, source)
+    with storage.reaching(store.url):
+        stored = None if overwrite else runs.stored_run(store)
+        if stored is None:
+            output.refuse_foreign(store, overwrite)
+    found = describe(config.model) if model is None else model
+    if stored is not None:
+        runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
+    found.check()
+    whole = make_plan(
+        source,
+        pipeline.scan(source),
+        found.operations_per_token,
+        found.max_length(config.model.max_length),
+        config.input.limit,
+    )
+    committed: dict[int, Marker] = {}
+    if stored is not None:
+        _refuse_other_plan(store, stored, whole)
+        committed, wrong = output.committed(store, stored["fingerprint"])
+        for problem in wrong:
+            log.warning("Computed again: %s", problem)
+    return Prepared(config, source, found, whole, store, stored, committed)
+
+
+def rerank(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    model: Description | None = None,
+) -> RunResult:
+    """Run the job. The same call again resumes it, or finds it complete.
+
+    listener: told about once a second how far the run is. model: an own `Description` in place
+    of the one that `config.model` names.
+
+    Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed` (what is committed
+    stays).
+    """
+    started = time.monotonic()
+    if pipeline.is_foreign_cluster(config.compute):
+        _refuse_relative(config)
+    ready = prepare(config, overwrite=overwrite, model=model)
+    if ready.is_complete:
+        return _already_complete(ready)
+    with ExitStack() as stack:
+        stack.enter_context(pipeline.connected(ready.config.compute))
+        profile, pool = _resolve(ready)
+        run = runs.make_run(ready.config, ready.source, ready.model, ready.plan, profile)
+        with storage.reaching(ready.store.url):
+            lease = stack.enter_context(Lease(ready.store))
+            if overwrite:
+                output.remove_old(ready.store)
+            output.begin(ready.store, run.to_bytes() if ready.stored is None else None)
+        log.info("%s", _resolved_line(profile, pool))
+        pipeline.run_on_every_node(ready.model.fetch, pipeline.capacity())
+        watch = stack.enter_context(
+            Watch(ready.store, len(ready.plan), ready.plan.pairs, ready.committed, lease, listener)
+        )
+        try:
+            pipeline.run_shards(
+                ready.source,
+                ready.plan,
+                ready.pending,
+                _stage_settings(ready, profile),
+                _commit_settings(ready, run),
+                pool,
+            )
+        except KeyboardInterrupt:
+            if lease.lost:
+                raise OutputBusy(
+                    f"Another run took over {ready.store.url}; this one stopped.",
+                    "What is committed stays.",
+                ) from None
+            raise
+        done = watch.finish()
+        return _finish(ready, run, pool, done, time.monotonic() - started)
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    paths = [storage.absolute(path) for path in config.input.paths]
+    return config.model_copy(
+        update={
+            "input": config.input.model_copy(update={"path": paths}),
+            "output": config.output.model_copy(
+                update={"path": storage.absolute(config.output.path)}
+            ),
+        }
+    )
+
+
+def _refuse_relative(config: RunConfig) -> None:
+    for path in [*config.input.paths, config.output.path]:
+        if not storage.is_remote(path) and not path.startswith(("/", "~")):
+            raise ConfigError(
+                f"The path {path} is relative, which means another place on every node of a "
+                "cluster.",
+                "Give an absolute path on a shared file system, or an s3:// path.",
+            )
+
+
+def _output_schema(config: RunConfig, source: Source) -> list[str]:
+    """The input columns that are written. Raises for a clash or an unknown column."""
+    wanted = None if config.output.columns == "all" else config.output.columns
+    found = schema.output_schema(source.pair_schema, wanted, config.output.column_prefix)
+    return [name for name in found.names if name in source.pair_schema.names]
+
+
+def _refuse_other_plan(store: Store, stored: dict[str, Any], whole: Plan) -> None:
+    if stored["plan"]["digest"] != whole.digest:
+        raise OutputError(
+            f"{store.url} was cut into other shards than this version of rankmill makes.",
+            "Finish it with the version that started it "
+            f"({stored['versions'].get('rankmill')}), or start again with --overwrite.",
+        )
+
+
+def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
+    """The profile (an earlier start's binds) and the pool that fits the cluster."""
+    compute = ready.config.compute
+    found = pipeline.capacity()
+    device = pipeline.choose_device(compute, found)
+    if ready.stored is not None:
+        profile = Profile.from_json(ready.stored["profile"])
+        device = pipeline.choose_device(
+            compute.model_copy(update={"device": profile.device}), found
+        )
+    hardware = pipeline.probe(device, compute.gpus_per_worker)
+    if ready.stored is None:
+        profile = make_profile(ready.config.model, compute, device, hardware)
+    elif device == "cpu" and hardware.instructions != profile.instructions:
+        raise ConfigError(
+            f"The run was started on processors with {profile.instructions}; these have "
+            f"{hardware.instructions}, and would not give the same bytes.",
+            "Resume on the same kind of machine, or start again with --overwrite.",
+        )
+    return profile, pipeline.size_pool(compute, device, profile.threads, found)
+
+
+def _resolved_line(profile: Profile, pool: Pool) -> str:
+    return (
+        f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
+        f"{pool.workers} worker(s) of {profile.threads} thread(s), "
+        f"{profile.token_budget} tokens a batch"
+    )
+
+
+def _stage_settings(ready: Prepared, profile: Profile) -> StageSettings:
+    return StageSettings(
+        description=ready.model,
+        profile=profile,
+        rules=ready.rules,
+        columns=ready.source.columns,
+        has_query_id=ready.source.has_query_id,
+        max_text_bytes=ready.config.input.max_text_bytes,
+        depth=ready.config.input.depth,
+    )
+
+
+def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
+    model = {f"rankmill.model.{k}": str(v) for k, v in ready.model.to_json().items() if v}
+    wanted = ready.config.output
+    return CommitSettings(
+        store=ready.store,
+        fingerprint=run.fingerprint,
+        shards=len(ready.plan),
+        columns=tuple(_output_schema(ready.config, ready.source)),
+        prefix=wanted.column_prefix,
+        top_k=wanted.top_k,
+        min_score=wanted.min_score,
+        metadata={
+            **model,
+            "rankmill.version": run.recorded["versions"].get("rankmill", "unknown"),
+            "rankmill.run": run.fingerprint,
+        },
+    )
+
+
+def _finish(
+    ready: Prepared, run: Run, pool: Pool, done: dict[int, Marker], seconds: float
+) -> RunResult:
+    """Check the sums, write the manifest and `_SUCCESS`. Raises `RunFailed` for missing shards."""
+    missing = [index for index in range(len(ready.plan)) if index not in done]
+    if missing:
+        raise _failure(ready.store, missing, len(ready.plan))
+    counters = markers.add(done[index].counters for index in range(len(ready.plan)))
+    counters.refuse_imbalance()
+    if ready.source.layout == "pairs":
+        expected = int(ready.plan.bounds[-1])
+        assert counters.rows_in == expected, f"{counters.rows_in} of {expected} rows were read"
+    fresh = sum(done[index].counters.pairs_scored for index in ready.pending)
+    manifest = {
+        "contract_version": CONTRACT_VERSION,
+        "fingerprint": run.fingerprint,
+        "complete": True,
+        **asdict(counters),
+        "seconds": round(seconds, 3),
+        "pairs_per_second": round(fresh / seconds, 2),
+        "scoring_seconds": round(sum(marker.seconds for marker in done.values()), 3),
+        "shards": len(ready.plan),
+        "shards_resumed": len(ready.committed),
+        "degraded": [index for index in sorted(done) if done[index].degraded],
+        "workers": asdict(pool),
+        **{key: run.recorded[key] for key in ("model", "profile", "versions")},
+        "files": [done[index].part.name for index in sorted(done)],
+    }
+    ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    ready.store.write(runs.SUCCESS, b"")
+    return _result(ready.store, manifest, counters)
+
+
+def _failure(store: Store, missing: list[int], shards: int) -> RunFailed:
+    notes = markers.read_failures(store)
+    first = [f"  shard {i}: {notes.get(i, 'not committed')}" for i in missing[:_FAILURES_SHOWN]]
+    more = len(missing) - len(first)
+    if more:
+        first.append(f"  … and {more} more in {store.url}/{markers.FAILED}")
+    return RunFailed(
+        f"{len(missing)} of {shards} shards failed:\n" + "\n".join(first),
+        f"The other {shards - len(missing)} are committed. Mend the cause and run the same "
+        "command again: only the missing shards are computed.",
+    )
+
+
+def _already_complete(ready: Prepared) -> RunResult:
+    manifest = json.loads(ready.store.read(runs.MANIFEST) or b"{}")
+    counters = markers.add(marker.counters for marker in ready.committed.values())
+    log.info("Already complete: nothing was computed.")
+    return _result(ready.store, manifest, counters)
+
+
+def _result(store: Store, manifest: dict[str, Any], counters: Counters) -> RunResult:
+    files = tuple(storage.join(store.url, name) for name in manifest["files"])
+    return RunResult(store.url, manifest, counters, files)

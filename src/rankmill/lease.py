@@ -1,0 +1,162 @@
+"""The lease: one run at a time writes to an output.
+
+The owner rewrites a small file every few seconds. A second run watches that file: it is refused
+as soon as the file changes under its eyes, and takes over once it has stood still for the time
+that a live owner never lets pass. No clocks of two machines are compared. On the owner's own
+machine a dead process is recognised at once.
+
+What is guaranteed: on local disk and on stores with conditional writes, one of two runs that
+start together wins. On a store that ignores the condition both may run for one heartbeat, until
+the earlier one finds the other's lease and stops; their shards have the same names and, being of
+one run, the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rankmill.errors import OutputBusy
+from rankmill.markers import PRIVATE
+from rankmill.storage import Store
+
+LEASE = f"{PRIVATE}/lease.json"
+# A heartbeat costs one small write; a dead owner elsewhere is noticed after the silence.
+HEARTBEAT_SECONDS = 5.0
+SILENCE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease, and how often it has been renewed."""
+
+    token: str
+    host: str
+    boot: str
+    pid: int
+    process_start: str
+    beat: int = 0
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """An owner for a new lease of this process."""
+        pid = os.getpid()
+        return cls(uuid.uuid4().hex, socket.gethostname(), _boot_id(), pid, _start_of(pid))
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the owner certainly does not run any more (only known on its own machine)."""
+        here = self.host == socket.gethostname() and self.boot == _boot_id() and self.boot != ""
+        return here and _start_of(self.pid) != self.process_start
+
+
+class Lease:
+    """Holds an output while in its `with` block.
+
+    Raises `OutputBusy` on entering when another run is alive. `lost` becomes true when another
+    run has taken over; the holder must then stop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        silence: float = SILENCE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._heartbeat, self._silence = heartbeat, silence
+        self._owner = Owner.this_process()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="rankmill-lease", daemon=True)
+        self.lost = False
+
+    def __enter__(self) -> Lease:
+        content = json.dumps(asdict(self._owner)).encode()
+        while not self._store.create(LEASE, content):
+            self._wait_for_death()
+            self._store.delete([LEASE])
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        held = self._read()
+        if held is not None and held.token == self._owner.token:
+            self._store.delete([LEASE])
+
+    def _read(self) -> Owner | None:
+        content = self._store.read(LEASE)
+        try:
+            return None if content is None else Owner(**json.loads(content))
+        except (ValueError, TypeError):
+            return None  # half-written by a store without atomic writes, or damaged
+
+    def _wait_for_death(self) -> None:
+        first = self._store.read(LEASE)
+        deadline = time.monotonic() + self._silence
+        while time.monotonic() < deadline:
+            owner = self._read()
+            if owner is None and first is None:
+                return
+            if owner is not None and owner.is_dead:
+                return
+            if owner is not None and self._alive_here(owner):
+                self._refuse(owner)
+            now = self._store.read(LEASE)
+            if now is None:
+                return
+            if now != first and owner is not None:
+                self._refuse(owner)
+            time.sleep(min(1.0, self._heartbeat))
+
+    def _alive_here(self, owner: Owner) -> bool:
+        return owner.boot == _boot_id() != "" and _start_of(owner.pid) == owner.process_start != ""
+
+    def _refuse(self, owner: Owner) -> None:
+        raise OutputBusy(
+            f"Another run (process {owner.pid} on {owner.host}) is writing to {self._store.url}.",
+            "Wait for it, stop it, or choose another output. "
+            f"A dead run's hold ends by itself after {self._silence:.0f} s.",
+        )
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._stop.wait(self._heartbeat):
+            held = self._read()
+            if held is None or held.token != self._owner.token:
+                self.lost = True
+                return
+            beat += 1
+            renewed = asdict(self._owner) | {"beat": beat}
+            self._store.write(LEASE, json.dumps(renewed).encode())
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty when there is none (or no /proc)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rsplit(")", 1)[1].split()
+    # A zombie has ended; only its parent has not noticed.
+    return "" if fields[0] in ("Z", "X") else fields[19]

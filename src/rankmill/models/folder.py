@@ -1,0 +1,256 @@
+"""Models as folders: where they are, what is in them, whether they can be trusted.
+
+A folder needs `config.json`, tokenizer files and safetensors. Pickled weights are not read and
+no code from a repository is run, whatever its config asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rankmill.config import ModelConfig
+from rankmill.errors import ModelError
+from rankmill.models import ScorerModel, presets
+from rankmill.profile import Profile
+from rankmill.tokens import PairRules, PairTokenizer
+
+# What makes scores. Pictures, readmes and other formats of the weights do not.
+_DIGESTED = (".json", ".txt", ".model", ".safetensors")
+_NOT_DIGESTED = frozenset({"README.txt", "modules.json", "trainer_state.json"})
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
+EMBEDDED_NAME = "demo"
+EMBEDDED = Path(__file__).parent.parent / "demo" / "model"
+
+# model_type in config.json -> its gate: how many matrices of hidden x intermediate a layer's
+# feed-forward block has (two; three where it is gated).
+ARCHITECTURES = {"bert": 2, "xlm-roberta": 2, "deberta-v2": 2, "modernbert": 3}
+# Position tables that start after the padding index lose two places (fairseq's layout).
+_OFFSET_POSITIONS = {"xlm-roberta": 2}
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A sequence classifier of a supported architecture in a local folder or on the hub.
+
+    `folder` is None for the embedded model, and for a hub model, which each node fetches.
+    """
+
+    name: str
+    digest: str
+    config: str
+    folder: str | None = None
+    revision: str | None = None
+    license: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """config.json."""
+        values: dict[str, Any] = json.loads(self.config)
+        return values
+
+    @property
+    def architecture(self) -> str:
+        """The `model_type` of config.json."""
+        return str(self.settings["model_type"])
+
+    @property
+    def operations_per_token(self) -> float:
+        """Two operations a weight: four attention matrices and the feed-forward block's."""
+        c = self.settings
+        hidden, inner = c["hidden_size"], c["intermediate_size"]
+        weights = 4 * hidden * hidden + ARCHITECTURES[self.architecture] * hidden * inner
+        return 2.0 * c["num_hidden_layers"] * weights
+
+    def max_length(self, wanted: int) -> int:
+        """`wanted`, or the model's own limit where that is lower."""
+        positions = self.settings.get("max_position_embeddings")
+        if positions is None:
+            return wanted
+        return min(wanted, int(positions) - _OFFSET_POSITIONS.get(self.architecture, 0))
+
+    def path(self) -> Path:
+        """The folder on this node. Raises `ModelError` when it is not there."""
+        if self.name == EMBEDDED_NAME:
+            return EMBEDDED
+        if self.folder is not None:
+            if not Path(self.folder, "config.json").is_file():
+                raise ModelError(
+                    f"The model folder {self.folder} is not on this node.",
+                    "Copy it to the same path on every node, or use a hub model.",
+                )
+            return Path(self.folder)
+        return _snapshot(self.name, self.revision)
+
+    def fetch(self) -> None:
+        """Fetch a hub model to this node's cache; a local folder must be there already."""
+        self.path()
+
+    def check(self) -> None:
+        """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
+        from rankmill.models import torch_encoder
+
+        torch_encoder.check_keys(self.path())
+        self.tokenizer(PairRules(64, "document")).verify()
+
+    def tokenizer(self, rules: PairRules) -> PairTokenizer:
+        """The tokenizer with its pair template."""
+        return PairTokenizer.load(self.path(), rules)
+
+    def load(self, profile: Profile) -> ScorerModel:
+        """The model on the profile's device, once its digest is confirmed."""
+        from rankmill.models import torch_encoder
+
+        folder = self.path()
+        found = digest_of(folder)
+        if found != self.digest:
+            raise ModelError(
+                f"The model {self.name} on this node has the digest {found[:12]}, "
+                f"the run's is {self.digest[:12]}.",
+                "Bring the same files to every node.",
+            )
+        return torch_encoder.TorchEncoder(folder, profile)
+
+    def to_json(self) -> dict[str, Any]:
+        """What names the model in run.json and in the part files."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "digest": self.digest,
+            "architecture": self.architecture,
+            "license": self.license,
+        }
+
+
+def describe(config: ModelConfig) -> FolderModel:
+    """Find a model: the embedded one (`demo`), a local folder, or a hub id.
+
+    Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, or
+    is of an architecture that this version does not score.
+    """
+    name = config.name
+    preset = presets.find(name)
+    license_ = preset.licence if preset is not None else None
+    if name == EMBEDDED_NAME:
+        return _described(name, EMBEDDED, license_=license_)
+    local = Path(os.path.abspath(os.path.expanduser(name)))
+    if local.is_dir():
+        return _described(name, local, folder=str(local))
+    if "://" in name:
+        raise ModelError(
+            f"The model {name} is not a local folder.",
+            "Models on object stores are not in this version; copy it to a folder.",
+        )
+    if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        near = presets.nearest(name)
+        raise ModelError(
+            f"There is no model {name}: not a preset, not a folder, not a hub id (owner/name).",
+            f"Did you mean {near[0]}?" if near else "`rankmill models` lists the presets.",
+        )
+    if preset is not None and not preset.supported:
+        raise ModelError(f"{name} is not supported in this version: {preset.reason}")
+    cached = _snapshot(name, config.revision)
+    # The hub's cache keeps each revision in a folder named by its commit.
+    return _described(name, cached, revision=cached.name, license_=license_)
+
+
+def _described(
+    name: str,
+    files: Path,
+    folder: str | None = None,
+    revision: str | None = None,
+    license_: str | None = None,
+) -> FolderModel:
+    config_file = files / "config.json"
+    if not config_file.is_file():
+        raise ModelError(
+            f"The model {name} has no config.json in {files}.",
+            "Give a folder written by save_pretrained.",
+        )
+    try:
+        settings = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{config_file} is not valid JSON: {error}.") from None
+    _refuse_foreign(name, settings)
+    if not list(files.glob("*.safetensors")):
+        pickled = sorted(p.name for p in files.iterdir() if p.suffix in _PICKLED)
+        found = f"only {', '.join(pickled)}, which is never unpickled" if pickled else "no weights"
+        raise ModelError(
+            f"The model {name} has no safetensors file: {found}.",
+            "Convert it once where you trust it: "
+            "model.save_pretrained(FOLDER, safe_serialization=True).",
+        )
+    return FolderModel(name, digest_of(files), json.dumps(settings), folder, revision, license_)
+
+
+def _refuse_foreign(name: str, settings: dict[str, Any]) -> None:
+    if settings.get("auto_map"):
+        raise ModelError(
+            f"The config of {name} asks for code from its repository (auto_map).",
+            "rankmill never runs it. Use a checkpoint of a class that transformers has.",
+        )
+    architecture = settings.get("model_type")
+    if settings.get("position_embedding_type") == "alibi":
+        architecture = "jina-bert (ALiBi)"
+    if architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"The model {name} is of the architecture {architecture}, not supported in this "
+            "version.",
+            f"Supported: {', '.join(ARCHITECTURES)}.",
+        )
+    classes = settings.get("architectures") or []
+    if classes and not any(str(c).endswith("ForSequenceClassification") for c in classes):
+        raise ModelError(
+            f"The model {name} is a {classes[0]}, not a sequence classifier: it has no scoring "
+            "head.",
+            "Give a cross-encoder (…ForSequenceClassification with one label).",
+        )
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 over the names and contents of config, tokenizer and weight files.
+
+    Cached by size and modification time, so that the actors of a node hash large weights once a
+    process, not once a shard.
+    """
+    files = sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and p.suffix in _DIGESTED and p.name not in _NOT_DIGESTED
+    )
+    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return _digest(stamps)
+
+
+@lru_cache(maxsize=8)
+def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
+    whole = hashlib.sha256()
+    for path, _, _ in stamps:
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        whole.update(Path(path).name.encode() + b"\0" + content)
+    return whole.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _snapshot(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        near = presets.nearest(name)
+        raise ModelError(
+            f"The model {name} could not be fetched from the hub: {reason}",
+            f"Did you mean {near[0]}?"
+            if near and near[0] != name
+            else "Check the name and the network, or give a local folder.",
+        ) from None

@@ -1,0 +1,113 @@
+"""The output folder before and after a run: whose it is, what in it counts, what must go."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from rankmill import markers, runs, storage
+from rankmill.errors import ConfigError, OutputError
+from rankmill.markers import PRIVATE, Marker
+from rankmill.storage import Store
+
+_PART = re.compile(r"part-\d{5,}\.parquet")
+
+
+def refuse_overlap(inputs: Sequence[str], output: str) -> None:
+    """Raise `ConfigError` when input and output lie inside each other.
+
+    A reader pointed at OUTPUT must see ranked pairs only, and a run must not read what it writes.
+    """
+    there = _folder(output)
+    for path in inputs:
+        here = _folder(path)
+        inside = there.startswith(here) or here.startswith(there)
+        beside = os.path.dirname(here.rstrip("/")) + "/" == there
+        if inside or beside:
+            raise ConfigError(
+                f"The output {output} and the input {path} lie inside each other.",
+                "Choose an output folder of its own.",
+            )
+
+
+def _folder(path: str) -> str:
+    """A path with symlinks resolved, up to its first wildcard, ending in a slash."""
+    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    if fixed != path:
+        fixed = fixed.rpartition("/")[0]
+    resolved = fixed if storage.is_remote(path) else os.path.realpath(fixed)
+    return resolved.rstrip("/") + "/"
+
+
+def refuse_foreign(store: Store, overwrite: bool) -> None:
+    """Raise `OutputError` when a folder without a run holds files that readers would see."""
+    visible = [name for name in store.sizes() if not name.startswith(("_", "."))]
+    foreign = [name for name in visible if not _PART.fullmatch(name)]
+    if foreign or (visible and not overwrite):
+        shown = ", ".join(sorted(foreign or visible)[:3])
+        raise OutputError(
+            f"The output {store.url} holds files that are not of a run of rankmill: {shown}.",
+            "Choose an empty folder.",
+        )
+
+
+def committed(store: Store, fingerprint: str) -> tuple[dict[int, Marker], list[str]]:
+    """The shards that need not be computed again, and what is wrong with the others.
+
+    A marker counts when it is of this run and its part has the size that was committed.
+    """
+    sizes = store.sizes()
+    good: dict[int, Marker] = {}
+    wrong: list[str] = []
+    for shard, marker in markers.read_markers(store).items():
+        found = markers.damage(store, marker, sizes, full=False)
+        if marker.fingerprint != fingerprint:
+            found = f"shard {shard} is of another run"
+        if found is None:
+            good[shard] = marker
+        else:
+            wrong.append(found)
+    return good, wrong
+
+
+def is_complete(store: Store) -> bool:
+    """Whether `_SUCCESS` is there."""
+    return runs.SUCCESS in store.sizes()
+
+
+def begin(store: Store, record: bytes | None) -> None:
+    """Make ready for a start: no `_SUCCESS`, no notes and scraps of an earlier start.
+
+    record: run.json, for a run that has none yet.
+    """
+    store.delete([runs.SUCCESS])
+    store.delete_folder(markers.FAILED)
+    store.delete_folder(f"{PRIVATE}/tmp")
+    if record is not None:
+        store.write(runs.RUN, record)
+
+
+def remove_old(store: Store) -> None:
+    """Remove an old run, `_SUCCESS` first and run.json last.
+
+    So no reader takes half a run for a whole one, and a crash midway leaves no marker without its
+    part.
+    """
+    store.delete([runs.SUCCESS, runs.MANIFEST])
+    for folder in ("shards", "scores", "quarantine", "failed", "tmp"):
+        store.delete_folder(f"{PRIVATE}/{folder}")
+    store.delete([name for name in store.sizes() if _PART.fullmatch(name)])
+    store.delete([runs.RUN])
+
+
+def describe_damage(store: Store, found: dict[int, Marker], full: bool) -> list[str]:
+    """What is wrong with committed shards, one line each."""
+    sizes = store.sizes()
+    checked = (markers.damage(store, marker, sizes, full) for marker in found.values())
+    return [problem for problem in checked if problem is not None]
+
+
+def stray_parts(store: Store, expected: set[str]) -> list[str]:
+    """Part files that no marker names."""
+    return sorted(n for n in store.sizes() if _PART.fullmatch(n) and n not in expected)

@@ -1,0 +1,327 @@
+"""The run on Ray: connecting, probing, sizing the actor pool, and the Ray Data graph.
+
+    ShardSource -> tokenize (tasks) -> score (actors) -> ShardSink
+
+Every stage hands on one-row blocks, an envelope a shard. The stages ask for different shares of a
+CPU so that Ray never fuses them, and the pool always leaves room for the other stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rankmill import plan, profile, stages
+from rankmill.commit import CommitSettings, ShardSink
+from rankmill.config import ComputeConfig
+from rankmill.envelope import Envelope
+from rankmill.errors import ConfigError, RankmillError, RunFailed
+from rankmill.models import Description
+from rankmill.plan import Plan, QueryRuns
+from rankmill.profile import Device, Hardware
+from rankmill.read import ShardSource
+from rankmill.source import Source
+from rankmill.stages import StageSettings
+from rankmill.tokens import PairRules, PairTokenizer
+
+# Shares of a CPU. All differ (equal shares let Ray fuse stages), and any one fits into the half
+# CPU that the pool leaves free on a one-core node.
+READ_CPUS = 0.2
+TOKENIZE_CPUS = 0.25
+COMMIT_CPUS = 0.15
+_FREE_CPUS = 0.5
+# The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
+# run is several executions. A new pool costs seconds, this many shards take hours.
+SHARDS_AN_EXECUTION = 2_000
+# Row groups are scanned on the driver below this many key bytes, and by Ray tasks above.
+SCAN_ON_DRIVER_ROWS = 2_000_000
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has: CPUs and GPUs of each live node."""
+
+    cpus: tuple[float, ...]
+    gpus: tuple[float, ...]
+    node_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The scoring actors: how many, and what each of them reserves."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    memory: int | None
+
+
+@contextlib.contextmanager
+def connected(config: ComputeConfig) -> Iterator[None]:
+    """Connect to the cluster that `compute.address` or RAY_ADDRESS names, or start a local one.
+
+    A connection that is already there (a notebook's) is used and left open. Raises `ConfigError`
+    when the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address:
+        options |= {"address": address}
+    else:
+        # Only this machine may reach a local cluster.
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
+            "Check compute.address and RAY_ADDRESS; with neither, a local cluster is started.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def is_foreign_cluster(config: ComputeConfig) -> bool:
+    """Whether the run will use a cluster that rankmill does not start itself."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return bool(address) and address != "local" and not ray.is_initialized()
+
+
+def capacity() -> Capacity:
+    """CPUs and GPUs of the live nodes that can run work."""
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
+    nodes.sort(key=lambda node: str(node["NodeID"]))
+    return Capacity(
+        cpus=tuple(float(n["Resources"]["CPU"]) for n in nodes),
+        gpus=tuple(float(n["Resources"].get("GPU", 0)) for n in nodes),
+        node_ids=tuple(str(n["NodeID"]) for n in nodes),
+    )
+
+
+def choose_device(compute: ComputeConfig, found: Capacity) -> Device:
+    """cuda where the cluster has GPUs, cpu otherwise, unless the configuration says.
+
+    Raises `ConfigError` for `cuda` on a cluster without enough GPUs.
+    """
+    most = max(found.gpus, default=0.0)
+    if compute.device == "auto":
+        return "cuda" if most >= min(compute.gpus_per_worker, 1) and most > 0 else "cpu"
+    if compute.device == "cuda" and most < compute.gpus_per_worker:
+        raise ConfigError(
+            f"compute.device is cuda and a worker needs {compute.gpus_per_worker:g} GPU(s), but "
+            f"the cluster's nodes have {most:g} at most.",
+            "Set compute.device to auto or cpu, or run on a cluster with GPUs.",
+        )
+    return compute.device
+
+
+def probe(device: Device, gpus: float) -> Hardware:
+    """Look at a worker node of the kind that will score."""
+    options = {"num_cpus": READ_CPUS, "num_gpus": gpus if device == "cuda" else 0}
+    found: Hardware = ray.get(ray.remote(**options)(profile.probe).remote(device))
+    return found
+
+
+def size_pool(compute: ComputeConfig, device: Device, threads: int, found: Capacity) -> Pool:
+    """How many actors, and what each reserves, so that reads and commits always find room."""
+    if device == "cuda":
+        fits = sum(math.floor(g / compute.gpus_per_worker) for g in found.gpus)
+        workers = fits if compute.workers == "auto" else min(compute.workers, fits)
+        smallest = min(c for c, g in zip(found.cpus, found.gpus) if g >= compute.gpus_per_worker)
+        cpus = _share(smallest, math.ceil(max(found.gpus) / compute.gpus_per_worker), 1)
+        return Pool(max(workers, 1), cpus, compute.gpus_per_worker, compute.memory)
+    if compute.workers == "auto":
+        workers = sum(_workers_on(cpus, threads) for cpus in found.cpus)
+    else:
+        workers = compute.workers
+    a_node = math.ceil(workers / len(found.cpus))
+    return Pool(workers, _share(min(found.cpus), a_node, threads), 0, compute.memory)
+
+
+def _workers_on(cpus: float, threads: int) -> int:
+    if threads == 1:
+        return max(int(cpus), 1)
+    return max(int((cpus - _FREE_CPUS) // threads), 1)
+
+
+def _share(cpus: float, workers: int, threads: int) -> float:
+    """CPUs that an actor reserves: its threads, or what fits; whole above one, as Ray demands."""
+    share = min(float(threads), (cpus - _FREE_CPUS) / workers)
+    return float(int(share)) if share >= 1 else max(math.floor(share * 100) / 100, 0.01)
+
+
+def run_on_every_node(function: Callable[[], None], found: Capacity) -> None:
+    """Run a function once on each node, for example to fetch a model."""
+    remote = ray.remote(num_cpus=READ_CPUS)(lambda: function())
+    refs = [
+        remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        ).remote()
+        for node in found.node_ids
+    ]
+    _get(refs)
+
+
+def map_tasks(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Run a function over items as Ray tasks, a bounded number at once; results in order."""
+    remote = ray.remote(num_cpus=TOKENIZE_CPUS)(function)
+    window = 4 * max(int(sum(capacity().cpus)), 1)
+    refs = [remote.remote(item) for item in items[:window]]
+    for position in range(len(items)):
+        following = position + window
+        if following < len(items):
+            refs.append(remote.remote(items[following]))
+        yield _get([refs[position]])[0]
+        refs[position] = None
+
+
+def _get(refs: list[Any]) -> list[Any]:
+    try:
+        return list(ray.get(refs))
+    except RayTaskError as error:
+        if isinstance(error.cause, RankmillError):
+            raise error.cause from None
+        raise
+
+
+def scan(source: Source) -> Iterator[QueryRuns]:
+    """Find the runs of every row group, on the driver for small inputs, else by Ray tasks."""
+    groups = list(source.row_groups)
+    if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS and ray.is_initialized():
+        yield from map_tasks(lambda group: plan.find_runs(source, group), groups)
+        return
+    with ThreadPoolExecutor(4) as pool:
+        yield from pool.map(lambda group: plan.find_runs(source, group), groups)
+
+
+def run_shards(
+    source: Source,
+    whole: Plan,
+    pending: Sequence[int],
+    settings: StageSettings,
+    commit: CommitSettings,
+    pool: Pool,
+) -> None:
+    """Compute and commit the pending shards.
+
+    Raises `RunFailed` when Ray gives up; shards that fail on their own leave a note and do not
+    stop the others.
+    """
+    for start in range(0, len(pending), SHARDS_AN_EXECUTION):
+        chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
+        with DataContext.current(run_context()):
+            try:
+                graph(ShardSource(source, whole, chosen), settings, pool).write_datasink(
+                    ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS}
+                )
+            except RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, RankmillError):
+                    raise cause from None
+                raise RunFailed(
+                    f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
+                    "What is committed stays; the same command resumes.",
+                ) from error
+
+
+def run_context() -> DataContext:
+    """Ray Data's settings for a run, apart from the session's own."""
+    context = DataContext.get_current().copy()
+    # A block is cut at its first row: envelopes are never merged and cannot be split.
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    # A worker restarted on a node that is short of memory or disk tries again.
+    context.actor_init_retry_on_errors = True
+    # A shard of a slow model may take longer than Ray's half hour; batches are bounded instead.
+    context.execution_no_progress_timeout_s = -1
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return context
+
+
+def graph(source: ShardSource, settings: StageSettings, pool: Pool) -> Dataset:
+    """The lazy Ray Data graph up to scored envelopes."""
+    dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
+    dataset = dataset.map_batches(
+        tokenize_block,
+        fn_args=(settings,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=TOKENIZE_CPUS,
+    )
+    return dataset.map_batches(
+        ScoreBlocks,
+        fn_constructor_args=(settings,),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=pool.workers,
+            initial_size=pool.workers,
+            max_tasks_in_flight_per_actor=2,
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+        memory=pool.memory,
+    )
+
+
+def tokenize_block(block: pa.Table, settings: StageSettings) -> pa.Table:
+    """Tokenize the envelopes of a block."""
+    tokenizer = _tokenizer(settings.description, settings.rules)
+    return _each(block, lambda envelope: stages.tokenize(envelope, settings, tokenizer))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(description: Description, rules: PairRules) -> PairTokenizer:
+    """One tokenizer a worker process: building it takes longer than a small shard."""
+    return description.tokenizer(rules)
+
+
+class ScoreBlocks:
+    """A scoring actor: holds the model."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self._profile = settings.profile
+        self._template = settings.description.tokenizer(settings.rules).template
+        self._model = settings.description.load(settings.profile)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Score the envelopes of a block."""
+        return _each(
+            block,
+            lambda envelope: stages.score(envelope, self._template, self._profile, self._model),
+        )
+
+
+def _each(block: pa.Table, step: Callable[[Envelope], Envelope]) -> pa.Table:
+    """Apply a step to every envelope that has not failed. A failure stays with its shard."""
+    done = []
+    for envelope in Envelope.from_block(block):
+        if envelope.error is None:
+            try:
+                envelope = step(envelope)
+            except Exception as error:  # noqa: BLE001 - one shard's failure must not end the run
+                envelope = envelope.failed(f"{type(error).__name__}: {error}")
+        done.append(envelope.to_block())
+    return pa.concat_tables(done)

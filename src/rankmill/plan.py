@@ -1,0 +1,259 @@
+"""The plan: which rows make up which shard. A pure function of input and settings.
+
+A shard is a run of whole candidate lists, consecutive in the input. The planner sees one column
+(the candidate key) and the footers; it keeps a hash and an offset a query, nothing a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rankmill import rows
+from rankmill.errors import InputError
+from rankmill.source import RowGroup, Source
+
+# A shard's work: about a minute on one worker of the slow kind. One core of a 2026 server CPU
+# does 60 to 100 GFLOP/s on small encoders in bf16 through torch.
+SHARD_OPERATIONS = 5e12
+SHARD_PAIRS = 16_384
+SHARD_TEXT_BYTES = 64 << 20
+# Bytes of UTF-8 a token: 4 to 5 in English, 4 to 6 in Japanese (3 bytes a character).
+_BYTES_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True)
+class QueryRuns:
+    """Runs of equal candidate keys in one row group.
+
+    key: uint64 [runs], a hash of the key; start: int64 [runs], the run's first row in the group.
+    Rows without a key belong to the run before them, or to the first.
+    """
+
+    key: npt.NDArray[np.uint64]
+    start: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `first` to `stop` of one row group."""
+
+    group: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive table rows `start` to `stop` of the whole input, `queries` candidate lists."""
+
+    index: int
+    start: int
+    stop: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a run.
+
+    bounds: int64 [shards + 1], table rows; queries: int64 [shards]. `pairs` and `tokens` are
+    estimates from the footers unless the layout is `pairs` (then `pairs` is exact).
+    """
+
+    groups: tuple[RowGroup, ...]
+    bounds: npt.NDArray[np.int64]
+    queries: npt.NDArray[np.int64]
+    pairs: int
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def shard(self, index: int) -> Shard:
+        """The shard of that number, from 0."""
+        start, stop = self.bounds[index : index + 2]
+        return Shard(index, int(start), int(stop), int(self.queries[index]))
+
+    @cached_property
+    def group_starts(self) -> npt.NDArray[np.int64]:
+        """int64 [groups + 1]: the first table row of each row group."""
+        return _cumulative([group.rows for group in self.groups])
+
+    def pieces(self, shard: Shard) -> list[Piece]:
+        """The row-group runs that hold a shard's rows, in order."""
+        starts = self.group_starts
+        first = int(np.searchsorted(starts, shard.start, side="right")) - 1
+        pieces = []
+        for group in range(max(first, 0), len(self.groups)):
+            low, high = int(starts[group]), int(starts[group + 1])
+            if low >= shard.stop:
+                break
+            begin, end = max(shard.start, low), min(shard.stop, high)
+            if end > begin:
+                pieces.append(Piece(group, begin - low, end - low))
+        return pieces
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the shards' borders: equal plans, equal digests."""
+        return hashlib.sha256(self.bounds.tobytes() + self.queries.tobytes()).hexdigest()
+
+
+def find_runs(source: Source, group: RowGroup) -> QueryRuns:
+    """Read the candidate key of one row group and find its runs."""
+    keys: list[npt.NDArray[np.uint64]] = []
+    starts: list[npt.NDArray[np.int64]] = []
+    offset, last = 0, None
+    for table in source.batches(group, [source.query_key], rows=1 << 16):
+        key = rows.candidate_key(table, source.columns, source.has_query_id)
+        present = np.flatnonzero(pc.is_valid(key).to_numpy(zero_copy_only=False))
+        values = key.drop_null()
+        if len(values):
+            changed = np.ones(len(values), bool)
+            changed[1:] = pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+            hashes = _hashes(values.filter(pa.array(changed)))
+            where = present[changed] + offset
+            if last is not None and hashes[0] == last:
+                hashes, where = hashes[1:], where[1:]
+            keys.append(hashes)
+            starts.append(where)
+            last = hashes[-1] if len(hashes) else last
+        offset += table.num_rows
+    if not keys:
+        return QueryRuns(np.empty(0, np.uint64), np.empty(0, np.int64))
+    return QueryRuns(np.concatenate(keys), np.concatenate(starts))
+
+
+def _hashes(values: pa.Array) -> npt.NDArray[np.uint64]:
+    digests = b"".join(
+        hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in values.to_pylist()
+    )
+    return np.frombuffer(digests, np.uint64)
+
+
+def make_plan(
+    source: Source,
+    runs: Iterable[QueryRuns],
+    operations_per_token: float,
+    max_length: int,
+    limit: int | None = None,
+) -> Plan:
+    """Cut the input into shards.
+
+    runs: one item a row group, in order. operations_per_token: floating-point operations of the
+    model for a token; with max_length (tokens a pair) it turns bytes into work.
+
+    Raises `InputError` when a query's rows lie apart.
+    """
+    keys, starts = _global_runs(source.row_groups, runs)
+    _refuse_apart(source, keys, starts)
+    total = sum(group.rows for group in source.row_groups)
+    if limit is not None and limit < len(starts):
+        total, starts = int(starts[limit]), starts[:limit]
+    work = _Work(source.row_groups, operations_per_token, max_length)
+    borders = np.append(starts, total)
+    bounds, queries = _cut(borders, work)
+    end = bounds[-1:]
+    return Plan(
+        groups=source.row_groups,
+        bounds=bounds,
+        queries=queries,
+        pairs=int(work.pairs_before(end)[0].round()),
+        tokens=int(work.tokens_before(end)[0].round()),
+    )
+
+
+def _global_runs(
+    groups: Sequence[RowGroup], runs: Iterable[QueryRuns]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    keys: list[npt.NDArray[np.uint64]] = []
+    starts: list[npt.NDArray[np.int64]] = []
+    offset, last = 0, None
+    for group, run in zip(groups, runs, strict=True):
+        key, start = run.key, run.start + offset
+        if len(key) and last is not None and key[0] == last:
+            key, start = key[1:], start[1:]
+        if len(run.key):
+            last = run.key[-1]
+        keys.append(key)
+        starts.append(start)
+        offset += group.rows
+    key = np.concatenate(keys) if keys else np.empty(0, np.uint64)
+    start = np.concatenate(starts) if starts else np.empty(0, np.int64)
+    if len(start):
+        start[0] = 0  # rows without a key that lead the input go with its first list
+    elif offset:
+        start = np.zeros(1, np.int64)  # no row has a key: all of them are one run for quarantine
+    return key, start
+
+
+def _refuse_apart(
+    source: Source, keys: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64]
+) -> None:
+    order = np.argsort(keys, kind="stable")
+    again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if len(again):
+        first, second = int(starts[order[again[0]]]), int(starts[order[again[0] + 1]])
+        raise InputError(
+            f"The rows of {len(again)} candidate list(s) lie apart: the {source.query_key} of row "
+            f"{first} comes again at row {second} (counted from 0 over all files in name order).",
+            f"Sort the input by {source.query_key} and run again.",
+        )
+
+
+class _Work:
+    """Cumulative pairs, tokens, text bytes and operations before a table row (piecewise linear)."""
+
+    def __init__(
+        self, groups: Sequence[RowGroup], operations_per_token: float, max_length: int
+    ) -> None:
+        per_pair = [g.text_bytes / max(g.pairs, 1) / _BYTES_PER_TOKEN for g in groups]
+        tokens = [g.pairs * min(t, max_length) for g, t in zip(groups, per_pair)]
+        self._rows = _cumulative([g.rows for g in groups])
+        self._pairs = _cumulative([g.pairs for g in groups]).astype(float)
+        self._tokens = np.concatenate([[0.0], np.cumsum(tokens)])
+        self._bytes = _cumulative([g.text_bytes for g in groups]).astype(float)
+        self._operations_per_token = operations_per_token
+
+    def pairs_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.interp(row, self._rows, self._pairs)
+
+    def tokens_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.interp(row, self._rows, self._tokens)
+
+    def shares(self, row: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
+        """Each measure as a share of what one shard may hold."""
+        operations = self.tokens_before(row) * self._operations_per_token
+        return [
+            operations / SHARD_OPERATIONS,
+            self.pairs_before(row) / SHARD_PAIRS,
+            np.interp(row, self._rows, self._bytes) / SHARD_TEXT_BYTES,
+        ]
+
+
+def _cut(
+    borders: npt.NDArray[np.int64], work: _Work
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Greedy: each shard takes as many whole lists as every cap allows, and at least one."""
+    shares = work.shares(borders)
+    taken = [0]
+    while taken[-1] < len(borders) - 1:
+        first = taken[-1]
+        stops = [int(np.searchsorted(s, s[first] + 1.0, side="right")) - 1 for s in shares]
+        taken.append(max(min(*stops, len(borders) - 1), first + 1))
+    if len(taken) == 1:  # no rows: one empty shard, so that there is one part with the schema
+        return np.zeros(2, np.int64), np.zeros(1, np.int64)
+    cuts = np.array(taken, np.int64)
+    return borders[cuts], np.diff(cuts)
+
+
+def _cumulative(counts: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)

@@ -1,0 +1,142 @@
+"""What `auto` resolves to: backend, precision, device, threads, token budget.
+
+A profile is found once, by a probe on a worker node at the first start of a run; it is stored
+with the run and binds every resume, because batches and bits depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rankmill.config import ComputeConfig, ModelConfig
+from rankmill.errors import ConfigError
+
+# Raised whenever rankmill's own code changes what a score is, so that old scores are not reused
+# and old runs are not resumed.
+SCORING_VERSION = 1
+
+Device = Literal["cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# Padded tokens a batch. CPU: MiniLM-L6 shape, torch bf16, one thread: flat from 1,024 to 4,096,
+# falling beyond 8,192 as activations leave the L2 cache. GPU: not yet measured; small enough for
+# an 8 GB card with a 568 M-parameter model.
+TOKEN_BUDGET: dict[Device, int] = {"cpu": 2048, "mps": 8192, "cuda": 32768}
+# Threads of one scoring actor. Small encoders gain little from a second thread of one process
+# and much from a second process; beyond this many cores, memory for a model a core is worse.
+_CORES_FOR_SINGLE_THREADS = 8
+_THREADS_ON_LARGE_NODES = 4
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a node has, as far as profiles care."""
+
+    cores: int
+    instructions: str
+    bf16: bool
+    cuda: bool
+    cuda_bf16: bool
+    mps: bool
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How scores are computed. Part of a run's identity."""
+
+    backend: str
+    precision: Precision
+    device: Device
+    instructions: str
+    threads: int
+    token_budget: int
+    scoring_version: int = SCORING_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as stored in run.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Profile:
+        """The stored profile of an earlier start."""
+        return cls(**values)
+
+
+def probe(device: str) -> Hardware:
+    """Look at the node this runs on. torch is asked only where a GPU may be wanted."""
+    flags = _cpu_flags()
+    bf16 = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    instructions = next(
+        (name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16") if name in flags),
+        platform.machine(),
+    )
+    cuda = cuda_bf16 = mps = False
+    if device in ("cuda", "mps"):
+        import torch
+
+        cuda = torch.cuda.is_available()
+        cuda_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        mps = torch.backends.mps.is_available()
+    return Hardware(_cores(), instructions, bf16, cuda, cuda_bf16, mps)
+
+
+def make_profile(
+    model: ModelConfig, compute: ComputeConfig, device: Device, hardware: Hardware
+) -> Profile:
+    """Resolve every `auto`. Raises `ConfigError` for a device or precision that is not there."""
+    if device == "cuda" and not hardware.cuda:
+        raise ConfigError(
+            "compute.device is cuda, but torch sees no GPU on the node it was to run on.",
+            "Set compute.device to auto or cpu, or install torch's CUDA build.",
+        )
+    if device == "mps" and not hardware.mps:
+        raise ConfigError(
+            "compute.device is mps, but torch sees no Apple GPU.", "Set compute.device to cpu."
+        )
+    has_bf16 = {"cpu": hardware.bf16, "cuda": hardware.cuda_bf16, "mps": False}[device]
+    precision = model.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16 else ("fp16" if device == "cuda" else "fp32")
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError(
+            "model.precision fp16 is slower than fp32 on CPUs and less exact.",
+            "Use bf16 or fp32.",
+        )
+    return Profile(
+        backend="torch" if model.backend == "auto" else model.backend,
+        precision=precision,
+        device=device,
+        instructions=hardware.instructions if device == "cpu" else device,
+        threads=_threads(compute, device, hardware.cores),
+        token_budget=TOKEN_BUDGET[device],
+    )
+
+
+def _threads(compute: ComputeConfig, device: Device, cores: int) -> int:
+    if compute.cpus_per_worker != "auto":
+        return compute.cpus_per_worker
+    if device != "cpu" or cores <= _CORES_FOR_SINGLE_THREADS:
+        return 1
+    return _THREADS_ON_LARGE_NODES
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()

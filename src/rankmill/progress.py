@@ -1,0 +1,127 @@
+"""How far a run is, from its markers alone: the same for the runner and for `status`."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from rankmill import markers
+from rankmill.lease import Lease
+from rankmill.markers import Marker
+from rankmill.storage import Store
+
+log = logging.getLogger("rankmill")
+# Listing a local folder is cheap; a listing of an object store is paid by the request.
+_LOCAL_SECONDS, _REMOTE_SECONDS = 1.0, 10.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a run. `pairs` counts rows of committed shards; rates are of this start."""
+
+    shards: int
+    shards_done: int
+    pairs: int
+    pairs_done: int
+    pairs_per_second: float
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None before the first commit."""
+        if self.pairs_per_second <= 0:
+            return None
+        return max(self.pairs - self.pairs_done, 0) / self.pairs_per_second
+
+    def line(self) -> str:
+        """One line for a log."""
+        left = self.seconds_left
+        return (
+            f"{self.shards_done:,}/{self.shards:,} shards, "
+            f"{self.pairs_done:,}/{self.pairs:,} pairs, {self.pairs_per_second:,.0f} pairs/s, "
+            f"{'?' if left is None else duration(left)} left"
+        )
+
+
+Listener = Callable[[Progress], None]
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 10 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Watch:
+    """Reads new markers while a run goes on, in a thread, and tells a listener.
+
+    Interrupts the main thread when the run's lease is lost to another run.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        shards: int,
+        pairs: int,
+        committed: Mapping[int, Marker],
+        lease: Lease,
+        listener: Listener | None,
+    ) -> None:
+        self._store, self._shards, self._pairs = store, shards, pairs
+        self._markers = dict(committed)
+        self._before = sum(marker.counters.rows_in for marker in committed.values())
+        self._lease, self._listener = lease, listener
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rankmill-progress", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def finish(self) -> dict[int, Marker]:
+        """Stop watching; all markers there are, read once more."""
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        return self._markers
+
+    def _run(self) -> None:
+        pause = _LOCAL_SECONDS if self._store.local else _REMOTE_SECONDS
+        while not self._stop.wait(pause):
+            if self._lease.lost:
+                _thread.interrupt_main()
+                return
+            try:
+                self._look()
+            except OSError as error:
+                log.warning("The run's markers cannot be read at the moment: %s", error)
+
+    def _look(self) -> None:
+        self._markers |= markers.read_markers(self._store, self._markers)
+        if self._listener is not None:
+            self._listener(self._now())
+
+    def _now(self) -> Progress:
+        done = sum(marker.counters.rows_in for marker in self._markers.values())
+        seconds = time.monotonic() - self._started
+        rate = (done - self._before) / seconds
+        return Progress(self._shards, len(self._markers), self._pairs, done, rate, seconds)

@@ -1,0 +1,175 @@
+"""Reading on Ray: a Datasource that yields one envelope a pending shard.
+
+A read task streams a run of row groups once and yields every shard that lies in it, so that a
+large row group is decoded once, not once a shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from ray.data import DataContext
+from ray.data.block import Block, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from rankmill import rows, storage
+from rankmill.envelope import Envelope
+from rankmill.errors import InputError
+from rankmill.plan import Piece, Plan, Shard
+from rankmill.source import RowGroup, Source
+
+# The table row of each pair row, counted from the shard's first; int64.
+ORIGIN_ROW = "__rankmill_row"
+
+
+@dataclass(frozen=True)
+class ShardPieces:
+    """A shard and the row-group runs that hold it."""
+
+    shard: Shard
+    pieces: tuple[Piece, ...]
+
+
+class ShardSource(Datasource):
+    """The pending shards of a plan, one envelope each."""
+
+    def __init__(self, source: Source, plan: Plan, pending: list[int]) -> None:
+        super().__init__()
+        shards = (plan.shard(index) for index in pending)
+        self._runs = group_runs([ShardPieces(shard, tuple(plan.pieces(shard))) for shard in shards])
+        self._source = source
+
+    @property
+    def tasks(self) -> int:
+        """How many read tasks there are."""
+        return len(self._runs)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown; Ray need not split anything here."""
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
+        """One task a run of shards that share row groups, whatever parallelism Ray wishes."""
+        nothing_known = BlockMetadata(
+            num_rows=None, size_bytes=None, input_files=None, exec_stats=None
+        )
+        return [ReadTask(_reader(self._source, run), nothing_known) for run in self._runs]
+
+
+def group_runs(shards: list[ShardPieces]) -> list[list[ShardPieces]]:
+    """Put shards that share a row group into one run, in order."""
+    runs: list[list[ShardPieces]] = []
+    for shard in shards:
+        last = runs[-1][-1].pieces[-1:] if runs else ()
+        if last and shard.pieces and last[0].group == shard.pieces[0].group:
+            runs[-1].append(shard)
+        else:
+            runs.append([shard])
+    return runs
+
+
+def _reader(source: Source, run: list[ShardPieces]) -> Callable[[], Iterator[Block]]:
+    def read() -> Iterator[Block]:
+        for envelope in read_shards(source, run):
+            yield envelope.to_block()
+
+    return read
+
+
+def read_shards(source: Source, run: list[ShardPieces]) -> Iterator[Envelope]:
+    """Read shards in order. One that cannot be read yields an envelope that says why."""
+    cursor = _Cursor(source)
+    for shard in run:
+        try:
+            yield Envelope(shard.shard.index, rows=_read_one(source, cursor, shard))
+        except InputError as error:
+            yield Envelope(shard.shard.index, error=str(error))
+
+
+def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
+    tables = [cursor.take(piece) for piece in wanted.pieces]
+    groups = [source.row_groups[piece.group] for piece in wanted.pieces]
+    for number in dict.fromkeys(group.file for group in groups):
+        _refuse_changed(source, number)
+    table = pa.concat_tables(tables) if tables else source.table_schema.empty_table()
+    if source.layout == "nested":
+        table, origin = rows.flatten(table, source.columns.candidates)
+    else:
+        origin = np.arange(table.num_rows)
+    table = table.append_column(ORIGIN_ROW, pa.array(origin, pa.int64()))
+    places = [
+        [
+            source.files[group.file].url,
+            _row_in_file(source, group) + piece.first,
+            piece.stop - piece.first,
+        ]
+        for group, piece in zip(groups, wanted.pieces)
+    ]
+    return table.replace_schema_metadata(
+        {"places": json.dumps(places), "rows": str(wanted.shard.stop - wanted.shard.start)}
+    )
+
+
+def _row_in_file(source: Source, group: RowGroup) -> int:
+    before = (g for g in source.row_groups if g.file == group.file and g.index < group.index)
+    return sum(g.rows for g in before)
+
+
+def _refuse_changed(source: Source, number: int) -> None:
+    file = source.files[number]
+    now = storage.current_version(file, source.profile)
+    if now != file.version:
+        raise InputError(
+            f"{file.url} has changed since the run was planned: version {file.version}, now {now}.",
+            "Put the old file back, or start again with --overwrite.",
+        )
+
+
+class _Cursor:
+    """Goes forward through row groups, decoding each once."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._group = -1
+        self._stream: Iterator[pa.Table] = iter(())
+        self._held: pa.Table | None = None
+        self._position = 0  # row of the group at which the held table starts
+        self._broken: InputError | None = None
+
+    def take(self, piece: Piece) -> pa.Table:
+        """The rows of a piece. Raises `InputError` when the group cannot be decoded."""
+        if piece.group != self._group:
+            self._group, self._position = piece.group, 0
+            self._held = self._broken = None
+            self._stream = self._source.batches(self._source.row_groups[piece.group])
+        if self._broken is not None:
+            raise self._broken
+        taken: list[pa.Table] = []
+        try:
+            while self._position < piece.stop:
+                held = self._held if self._held is not None else next(self._stream)
+                first = max(piece.first - self._position, 0)
+                stop = min(piece.stop - self._position, held.num_rows)
+                if stop > first:
+                    taken.append(held.slice(first, stop - first))
+                self._held = held.slice(stop) if stop < held.num_rows else None
+                self._position += stop
+        except InputError as error:
+            self._broken = error
+            raise
+        except StopIteration:
+            raise InputError(
+                f"{self._source.files[self._source.row_groups[piece.group].file].url} holds "
+                "fewer rows than its footer says.",
+                "Write the file again.",
+            ) from None
+        return pa.concat_tables(taken)

@@ -1,0 +1,160 @@
+"""What names a run, and the record of it in `_rankmill/run.json`.
+
+Two starts are the same run when input, model, settings and profile are the same; then the second
+resumes the first. Anything else under the same output is refused, with the difference shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from rankmill.config import CONTRACT_VERSION, RunConfig
+from rankmill.errors import OutputError
+from rankmill.markers import PRIVATE
+from rankmill.models import Description
+from rankmill.plan import Plan
+from rankmill.profile import Profile
+from rankmill.source import Source
+from rankmill.storage import Store
+
+RUN = f"{PRIVATE}/run.json"
+MANIFEST = f"{PRIVATE}/manifest.json"
+SUCCESS = "_SUCCESS"
+_LIBRARIES = ("rankmill", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, resolved.
+
+    identity: the values that name it; recorded: what is worth knowing but does not (versions,
+    the whole configuration, the plan's size).
+    """
+
+    identity: dict[str, Any]
+    recorded: dict[str, Any]
+    profile: Profile
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the identity."""
+        canonical = json.dumps(self.identity, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """As stored in run.json."""
+        stored = {
+            "contract_version": CONTRACT_VERSION,
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            **self.recorded,
+        }
+        return json.dumps(stored, indent=1, ensure_ascii=False).encode()
+
+
+def identity_without_profile(
+    config: RunConfig, source: Source, model: Description
+) -> dict[str, Any]:
+    """Everything that names a run but the profile, as plain JSON values."""
+    return {
+        "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
+        "model": model.digest,
+        "settings": config.result_settings(),
+        "asked": {
+            "backend": config.model.backend,
+            "precision": config.model.precision,
+            "device": config.compute.device,
+            "cpus_per_worker": config.compute.cpus_per_worker,
+        },
+    }
+
+
+def make_run(
+    config: RunConfig,
+    source: Source,
+    model: Description,
+    plan: Plan,
+    profile: Profile,
+) -> Run:
+    """Put together what run.json holds."""
+    identity = identity_without_profile(config, source, model) | {"profile": profile.to_json()}
+    recorded = {
+        "config": config.model_dump(mode="json"),
+        "model": model.to_json(),
+        "profile": profile.to_json(),
+        "versions": versions(),
+        "plan": {
+            "shards": len(plan),
+            "queries": int(plan.queries.sum()),
+            "pairs": plan.pairs,
+            "tokens": plan.tokens,
+            "digest": plan.digest,
+        },
+    }
+    return Run(identity, recorded, profile)
+
+
+def versions() -> dict[str, str]:
+    """Library versions: recorded with a run, never part of its name."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def stored_run(store: Store) -> dict[str, Any] | None:
+    """The record of the run under an output, or None.
+
+    Raises `OutputError` when run.json is damaged.
+    """
+    content = store.read(RUN)
+    if content is None:
+        return None
+    try:
+        values: dict[str, Any] = json.loads(content)
+        Profile.from_json(values["profile"])
+    except (ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{store.url}/{RUN} is damaged or was written by another version.",
+            "Start again with --overwrite, or choose another output.",
+        ) from None
+    return values
+
+
+def refuse_other(store: Store, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise `OutputError` with the difference when an output holds another run.
+
+    Compares everything but the profile, which a resumed run takes from the record.
+    """
+    there = {key: value for key, value in stored["identity"].items() if key != "profile"}
+    changes = list(_differences(there, identity))
+    if changes:
+        shown = "\n".join(f"  {line}" for line in changes[:8])
+        more = f"\n  … and {len(changes) - 8} more" if len(changes) > 8 else ""
+        raise OutputError(
+            f"{store.url} holds another run. What differs:\n{shown}{more}",
+            "Choose another output, or start again with --overwrite.",
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:
+    for key in sorted(old.keys() | new.keys()):
+        place = f"{where}.{key}" if where else key
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, place)
+        elif before != after:
+            yield f"{place}: {_shown(before)} -> {_shown(after)}"
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)[:80]

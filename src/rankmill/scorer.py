@@ -1,0 +1,122 @@
+"""Scoring without Ray: pairs of texts in, raw scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rankmill import profile as profiles
+from rankmill.batches import make_batches
+from rankmill.config import ComputeConfig, ModelConfig
+from rankmill.models import ScorerModel
+from rankmill.models.folder import describe
+from rankmill.profile import Precision, Profile
+from rankmill.tokens import PairRules, Template, TokenizedPairs, Truncation, assemble
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Scores of distinct pairs and what they cost.
+
+    scores: float32 [pairs]. tokens: all tokens the model saw. padded_tokens: places of padding
+    beside them. degraded: a batch had to be halved for memory.
+    """
+
+    scores: Float32
+    tokens: int
+    padded_tokens: int
+    degraded: bool
+
+
+def score_pairs(
+    model: ScorerModel, pairs: TokenizedPairs, template: Template, profile: Profile
+) -> ScoredPairs:
+    """Score tokenized pairs batch by batch. A batch that does not fit in memory is halved."""
+    lengths = pairs.lengths
+    scores = np.full(len(pairs), np.nan, np.float32)
+    padded, degraded = 0, False
+    pending = list(make_batches(lengths, profile.token_budget))[::-1]
+    while pending:
+        chosen = pending.pop()
+        try:
+            scores[chosen] = model.score(assemble(pairs, template, chosen))
+        except MemoryError:
+            if len(chosen) == 1:
+                raise
+            half = len(chosen) // 2
+            pending += [chosen[half:], chosen[:half]]
+            degraded = True
+            continue
+        padded += int(lengths[chosen].max()) * len(chosen)
+    tokens = int(lengths.sum())
+    return ScoredPairs(scores, tokens, padded - tokens, degraded)
+
+
+class Scorer:
+    """A cross-encoder in this process.
+
+        scorer = Scorer("demo")
+        scores = scorer.score([("query", "document"), ...])
+
+    Raises `ModelError` when the model cannot be used and `ConfigError` for a device or precision
+    that is not there.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+        precision: Literal["auto"] | Precision = "auto",
+        max_length: int = 512,
+        max_query_tokens: int | None = None,
+        truncation: Truncation = "document",
+        threads: int | None = None,
+    ) -> None:
+        config = ModelConfig(
+            name=model,
+            revision=revision,
+            precision=precision,
+            max_length=max_length,
+            max_query_tokens=max_query_tokens,
+            truncation=truncation,
+        )
+        self.description = describe(config)
+        self.description.check()
+        hardware = profiles.probe("cuda" if device == "auto" else device)
+        found: profiles.Device = "cpu"
+        if device != "auto":
+            found = device
+        elif hardware.cuda:
+            found = "cuda"
+        compute = ComputeConfig(cpus_per_worker=threads or hardware.cores)
+        self.profile = profiles.make_profile(config, compute, found, hardware)
+        rules = PairRules(self.description.max_length(max_length), truncation, max_query_tokens)
+        self._tokenizer = self.description.tokenizer(rules)
+        self._model = self.description.load(self.profile)
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:
+        """Raw scores, float32 [pairs], in the order given. Equal pairs are scored once."""
+        texts: dict[str, int] = {}
+        number = np.array(
+            [texts.setdefault(text, len(texts)) for pair in pairs for text in pair], np.int32
+        ).reshape(-1, 2)
+        distinct, inverse = np.unique(number, axis=0, return_inverse=True)
+        tokenized = self._tokenizer.pairs(
+            self._tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
+        )
+        scored = score_pairs(self._model, tokenized, self._tokenizer.template, self.profile)
+        return scored.scores[inverse.reshape(-1)]
+
+    def rank(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Indices of the documents, best first, int64 [documents]; ties keep their order."""
+        scores = self.score([(query, document) for document in documents])
+        return np.argsort(-scores.astype(np.float64), kind="stable")

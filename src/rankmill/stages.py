@@ -1,0 +1,123 @@
+"""What happens to a shard between reading and commit. No Ray here: envelopes in, envelopes out."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rankmill import rows, tokens
+from rankmill.config import ColumnNames
+from rankmill.envelope import Envelope
+from rankmill.models import Description, ScorerModel
+from rankmill.profile import Profile
+from rankmill.scorer import score_pairs
+from rankmill.tokens import PairRules, PairTokenizer, Template, TokenizedPairs, TokenizedTexts
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What the workers of a run must know. Small and picklable; models are built from it."""
+
+    description: Description
+    profile: Profile
+    rules: PairRules
+    columns: ColumnNames
+    has_query_id: bool
+    max_text_bytes: int
+    depth: int | None
+
+
+def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokenizer) -> Envelope:
+    """Check the rows of a shard and tokenize its distinct texts and pairs.
+
+    Adds `facts`, a row a pair row: query int32 (its candidate list, -1 for none), pair int32
+    (its distinct pair, -1 when it is not scored), reason string (null unless quarantined);
+    `pairs`, a row a distinct pair; and `texts`, token ids of the distinct texts.
+    """
+    table = envelope.rows
+    assert table is not None, "a shard without an error has rows"
+    checked = rows.check(table, settings.columns, settings.has_query_id, settings.max_text_bytes)
+    wanted = pc.is_null(checked.reason).to_numpy(zero_copy_only=False)
+    if settings.depth is not None:
+        wanted = wanted & (checked.position < settings.depth)
+    queries, query = _distinct(checked.query_text, wanted)
+    documents, document = _distinct(checked.document_text, wanted)
+
+    distinct, inverse = np.unique(
+        query.astype(np.int64) * max(len(documents), 1) + document, return_inverse=True
+    )
+    query = (distinct // max(len(documents), 1)).astype(np.int32)
+    document = (distinct % max(len(documents), 1)).astype(np.int32)
+    texts = tokenizer.encode([*queries, *documents])
+    cut = tokenizer.pairs(texts, query, document + np.int32(len(queries)))
+    pair = np.full(len(wanted), -1, np.int32)
+    pair[wanted] = inverse
+    facts = pa.table(
+        {"query": checked.query, "pair": pair, "reason": checked.reason}
+    ).replace_schema_metadata({"several_texts": str(checked.several_texts)})
+    digests = tokens.pair_digests(queries, documents, query, document)
+    return replace(
+        envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(texts)
+    )
+
+
+def score(envelope: Envelope, template: Template, profile: Profile, model: ScorerModel) -> Envelope:
+    """Score the distinct pairs of a shard; leaves the token ids behind.
+
+    Adds `scores`, float32 a distinct pair, with what they cost in its metadata.
+    """
+    started = time.perf_counter()
+    scored = score_pairs(model, _tokenized(envelope, template.special), template, profile)
+    cost = {
+        "tokens": scored.tokens,
+        "padded_tokens": scored.padded_tokens,
+        "degraded": scored.degraded,
+        "seconds": time.perf_counter() - started,
+    }
+    scores = pa.table({"score": scored.scores}).replace_schema_metadata({"cost": json.dumps(cost)})
+    return replace(envelope, scores=scores, texts=None)
+
+
+def _distinct(
+    text: pa.Array, wanted: npt.NDArray[np.bool_]
+) -> tuple[list[str], npt.NDArray[np.int32]]:
+    encoded = pc.dictionary_encode(text.filter(pa.array(wanted)))
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def _pairs_table(pairs: TokenizedPairs, digests: list[bytes]) -> pa.Table:
+    return pa.table(
+        {
+            "digest": pa.array(digests, pa.binary(16)),
+            "query": pairs.query,
+            "document": pairs.document,
+            "query_kept": pairs.query_kept,
+            "document_kept": pairs.document_kept,
+            "dropped": pairs.dropped,
+        }
+    )
+
+
+def _texts_table(texts: TokenizedTexts) -> pa.Table:
+    lists = pa.LargeListArray.from_arrays(pa.array(texts.starts), pa.array(texts.ids))
+    return pa.table({"ids": lists})
+
+
+def _tokenized(envelope: Envelope, special: int) -> TokenizedPairs:
+    assert envelope.pairs is not None, "only tokenized shards are scored"
+    assert envelope.texts is not None, "only tokenized shards are scored"
+    lists = envelope.texts.column("ids").combine_chunks()
+    starts = lists.offsets.to_numpy()
+    ids = lists.values.to_numpy()
+    query, document, query_kept, document_kept = (
+        envelope.pairs.column(name).to_numpy()
+        for name in ("query", "document", "query_kept", "document_kept")
+    )
+    texts = TokenizedTexts(ids, starts)
+    return TokenizedPairs(texts, query, document, query_kept, document_kept, special)

@@ -1,0 +1,335 @@
+"""The one module that knows file systems: local disk, and everything fsspec reaches.
+
+A path is a plain local path or a URL (`s3://bucket/key`). Only the path and the name of an AWS
+profile ever travel between processes; each process opens its own file system with the
+credentials of its own environment, so no secret is pickled, logged or stored.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset as pads
+from fsspec import AbstractFileSystem
+
+from rankmill.errors import ConfigError, InputError
+
+# What a store can raise for a missing, forbidden or unreachable object. botocore's own errors
+# derive from Exception alone; s3fs translates those it knows into OSError, and `reaching` below
+# the rest.
+_GLOB = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as it was listed. `version` changes whenever its content may have."""
+
+    url: str
+    size: int
+    version: str
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names an object store rather than a local file."""
+    return "://" in path and not path.startswith("file://")
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute (`~` expanded, `..` resolved textually); URLs as they are.
+
+    Raises `ConfigError` for a URL whose key climbs with `..`.
+    """
+    if is_remote(path):
+        if ".." in path.split("://", 1)[1].split("/"):
+            raise ConfigError(f"The path {path} climbs with '..'.", "Give the key itself.")
+        return path.rstrip("/")
+    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+
+
+def join(base: str, *names: str) -> str:
+    """`base/name/…` for local paths and URLs alike."""
+    return posixpath.join(base, *names)
+
+
+@lru_cache(maxsize=16)
+def _filesystem(protocol: str, profile: str | None, process: int) -> AbstractFileSystem:
+    # `process` keeps a forked child from using its parent's connections and event loop.
+    options: dict[str, object] = {}
+    if protocol in ("s3", "s3a"):
+        if profile is not None:
+            options["profile"] = profile
+        # Listings must show what other processes have committed a moment ago.
+        options["use_listings_cache"] = False
+    try:
+        return fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"Paths that start with {protocol}:// cannot be opened: {error}.",
+            "Install the fsspec implementation of that store.",
+        ) from None
+
+
+def filesystem(path: str, profile: str | None = None) -> tuple[AbstractFileSystem, str]:
+    """The file system of a path and the path as that file system writes it.
+
+    Raises `ConfigError` when no implementation is installed.
+    """
+    protocol = path.split("://", 1)[0] if "://" in path else "file"
+    fs = _filesystem(protocol, profile if is_remote(path) else None, os.getpid())
+    return fs, fs._strip_protocol(path)
+
+
+@contextmanager
+def reaching(path: str) -> Iterator[None]:
+    """Turn a store's own failures into an `InputError` that names the path and the remedy."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"There is nothing at {path}.", "Check the path.") from None
+    except (PermissionError, BotoCoreError, ClientError, OSError) as error:
+        remedy = "Check the path and its permissions."
+        if is_remote(path):
+            remedy = "Check the path, the endpoint (AWS_ENDPOINT_URL) and the credentials."
+        raise InputError(f"{path} cannot be read: {error}.", remedy) from None
+
+
+def list_files(paths: Sequence[str], profile: str | None = None) -> list[StoredFile]:
+    """All files under the given files, folders and globs, in the order of the paths, then names.
+
+    Names that start with `_` or `.` are skipped at every level below a given folder, as Spark and
+    pyarrow do. A file named twice is read once.
+
+    Raises `InputError` when a path holds nothing.
+    """
+    found: dict[str, StoredFile] = {}
+    for path in paths:
+        with reaching(path):
+            files = _list_one(absolute(path), profile)
+        if not files:
+            raise InputError(
+                f"No file was found at {path}.",
+                "Names that start with '_' or '.' are skipped; check the path.",
+            )
+        for file in files:
+            found.setdefault(file.url, file)
+    return list(found.values())
+
+
+def _list_one(path: str, profile: str | None) -> list[StoredFile]:
+    fs, bare = filesystem(path, profile)
+    if _GLOB & set(bare) and not fs.exists(bare):
+        infos = fs.glob(bare, detail=True)
+        roots = [p for p, info in infos.items() if info["type"] == "directory"]
+        files = [_stored(fs, p, i) for p, i in infos.items() if _is_data(posixpath.basename(p), i)]
+        for root in roots:
+            files += _walk(fs, root)
+    elif fs.isdir(bare):
+        files = _walk(fs, bare)
+    else:
+        files = [_stored(fs, bare, fs.info(bare))]
+    return sorted(files, key=lambda file: file.url)
+
+
+def _walk(fs: AbstractFileSystem, root: str) -> list[StoredFile]:
+    prefix = len(root.rstrip("/")) + 1
+    return [
+        _stored(fs, path, info)
+        for path, info in fs.find(root, detail=True).items()
+        if _is_data(path[prefix:], info)
+    ]
+
+
+def _is_data(relative: str, info: dict[str, object]) -> bool:
+    visible = not any(part.startswith(("_", ".")) for part in relative.split("/"))
+    return visible and info["type"] == "file"
+
+
+def _stored(fs: AbstractFileSystem, path: str, info: dict[str, object]) -> StoredFile:
+    url = path if "file" in _protocols(fs) else fs.unstrip_protocol(path)
+    return StoredFile(url, int(cast(int, info["size"])), _version(path, info))
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _version(path: str, info: dict[str, object]) -> str:
+    for key in ("ETag", "etag", "md5Hash", "generation"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    if os.path.isfile(path):
+        stat = os.stat(path)
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
+    return f"{info['size']}-{info.get('mtime') or info.get('LastModified')}"
+
+
+def current_version(file: StoredFile, profile: str | None = None) -> str:
+    """The version that a listed file has now. Raises `InputError` when it has vanished."""
+    fs, bare = filesystem(file.url, profile)
+    with reaching(file.url):
+        return _version(bare, fs.info(bare))
+
+
+@contextmanager
+def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
+    """A seekable binary file for reading.
+
+    Raises `InputError` when it cannot be opened; errors while reading are the caller's.
+    """
+    fs, bare = filesystem(path, profile)
+    with reaching(path):
+        file = fs.open(bare, "rb", **({} if "file" in _protocols(fs) else {"cache_type": "none"}))
+    with file:
+        yield file
+
+
+def read_table(
+    paths: str | Sequence[str], columns: Sequence[str] | None = None, profile: str | None = None
+) -> pa.Table:
+    """All rows of the Parquet files under some paths, in listing order, as one table.
+
+    For judgements and ranked output of a size that fits the caller's memory. Raises `InputError`
+    when nothing is found, a file is not Parquet, or a wanted column is missing.
+    """
+    listed = list_files([paths] if isinstance(paths, str) else paths, profile)
+    fs, _ = filesystem(listed[0].url, profile)
+    try:
+        dataset = pads.dataset(
+            [fs._strip_protocol(file.url) for file in listed], format="parquet", filesystem=fs
+        )
+        missing = [name for name in columns or [] if name not in dataset.schema.names]
+        if missing:
+            raise InputError(
+                f"{paths} has no column {', '.join(missing)}.",
+                f"Its columns are {', '.join(dataset.schema.names)}.",
+            )
+        return dataset.to_table(columns=list(columns) if columns is not None else None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{paths} cannot be read as Parquet: {error}.") from None
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder that is written to: local, or a prefix of an object store. Cheap to pickle."""
+
+    url: str
+    profile: str | None = None
+
+    def _at(self, name: str) -> tuple[AbstractFileSystem, str]:
+        return filesystem(join(self.url, name) if name else self.url, self.profile)
+
+    @property
+    def local(self) -> bool:
+        """Whether writes go to a local file system."""
+        return not is_remote(self.url)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a whole file so that no reader ever sees a part of it.
+
+        On disk: a temporary file below `_rankmill/tmp`, unique to this attempt, fsync, rename. On
+        an object store: one completed upload.
+        """
+        fs, path = self._at(name)
+        if not self.local:
+            fs.pipe_file(path, content)
+            return
+        temporary = Path(self.url, "_rankmill", "tmp", f"{Path(name).name}.{uuid.uuid4().hex}")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(Path(path).parent)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file only if there is none; whether it was written.
+
+        Atomic on disk (a link to a complete temporary file) and on stores with conditional writes
+        (`If-None-Match: *`); on a store that ignores the condition, the last writer wins.
+        """
+        fs, path = self._at(name)
+        if self.local:
+            temporary = Path(f"{path}.{uuid.uuid4().hex}")
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            return True
+        try:
+            fs.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, or None when there is no such file."""
+        fs, path = self._at(name)
+        try:
+            return cast(bytes, fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The contents of several files; object stores are asked concurrently."""
+        if not names:
+            return {}
+        fs, _ = self._at("")
+        paths = {self._at(name)[1]: name for name in names}
+        contents = fs.cat(list(paths), on_error="omit")
+        return {paths[path]: content for path, content in contents.items()}
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """The names of the files directly in a folder with their sizes in bytes."""
+        fs, path = self._at(folder)
+        try:
+            infos = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        files = (info for info in infos if info["type"] == "file")
+        return {posixpath.basename(info["name"]): int(info["size"]) for info in files}
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Remove files; those that are not there are no error."""
+        fs, _ = self._at("")
+        paths = [self._at(name)[1] for name in names]
+        if self.local:
+            for path in paths:
+                Path(path).unlink(missing_ok=True)
+        elif paths:
+            fs.rm(paths)
+
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder and all below it; one that is not there is no error."""
+        fs, path = self._at(name)
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
