@@ -6,3 +6,44 @@ result = rankmill.rerank(config)
 scorer = rankmill.Scorer("demo")            # no Ray needed
 scores = scorer.score([("query", "document"), ...])
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from rankmill.config import RunConfig, load_config
+from rankmill.errors import RankmillError
+
+if TYPE_CHECKING:
+    from rankmill.dataset import rerank_dataset
+    from rankmill.evaluate import Evaluation, evaluate
+    from rankmill.job import RunResult, rerank
+    from rankmill.scorer import Scorer
+
+__all__ = [
+    "Evaluation",
+    "RankmillError",
+    "RunConfig",
+    "RunResult",
+    "Scorer",
+    "evaluate",
+    "load_config",
+    "rerank",
+    "rerank_dataset",
+]
+
+# Ray, torch and transformers take seconds to import: each name brings only what it needs.
+_HOMES = {
+    "Evaluation": "rankmill.evaluate",
+    "RunResult": "rankmill.job",
+    "Scorer": "rankmill.scorer",
+    "rerank": "rankmill.job",
+    "rerank_dataset": "rankmill.dataset",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'rankmill' has no attribute {name!r}")

@@ -20,7 +20,7 @@ from ray.data._internal.execution.interfaces import TaskContext
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from rankmill import markers, rank, rows, schema
+from rankmill import markers, rank, rows, schema, stages
 from rankmill.envelope import Envelope
 from rankmill.markers import PRIVATE, Counters, Marker, WrittenFile
 from rankmill.read import ORIGIN_ROW
@@ -93,7 +93,7 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     query = envelope.facts.column("query").to_numpy()
     reason = np.array(envelope.facts.column("reason").to_pylist(), dtype=object)
     by_pair = envelope.scores.column("score").to_numpy()
-    score, dropped = _by_row(pair, by_pair, envelope.pairs.column("dropped").to_numpy())
+    score, dropped = stages.by_row(pair, by_pair, envelope.pairs.column("dropped").to_numpy())
     reason[(pair >= 0) & ~np.isfinite(score)] = rows.BAD_SCORE
 
     is_bad = np.array([why is not None for why in reason], bool)
@@ -143,17 +143,6 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         seconds=cost["seconds"],
     )
     return FinishedShard({name: content for name, _, content in files}, marker)
-
-
-def _by_row(
-    pair: npt.NDArray[np.int32], score: npt.NDArray[np.float32], dropped: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Each row's score (NaN when it was not scored) and dropped tokens (0 likewise)."""
-    has = pair >= 0
-    by_row = np.full(len(pair), np.nan, np.float32)
-    tokens = np.zeros(len(pair), np.int32)
-    by_row[has], tokens[has] = score[pair[has]], dropped[pair[has]]
-    return by_row, tokens
 
 
 def _part(

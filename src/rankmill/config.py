@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -26,6 +26,7 @@ from rankmill.errors import ConfigError
 
 CONTRACT_VERSION = 1
 
+S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, StringConstraints(min_length=1)]
@@ -186,11 +187,18 @@ def load_config(
     values = {} if path is None else _read_yaml(Path(path))
     for dotted, value in (overrides or {}).items():
         _put(values, dotted, value)
+    return read_section(RunConfig, values, f" in {path}" if path is not None else "")
+
+
+def read_section(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """Check plain values against a section of the configuration.
+
+    Raises `ConfigError` as `load_config` does; `where` is added to its sentences.
+    """
     try:
-        return RunConfig.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        where = f" in {path}" if path is not None else ""
-        raise ConfigError(*_explain(error, where)) from None
+        raise ConfigError(*_explain(error, section, where)) from None
 
 
 def parse_override(text: str) -> tuple[str, Setting]:
@@ -239,14 +247,17 @@ def _put(values: dict[str, Any], dotted: str, value: Setting) -> None:
     section[last] = value
 
 
-def _explain(error: ValidationError, where: str) -> tuple[str, str | None]:
+def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple[str, str | None]:
     """Turn pydantic's findings into one message and one remedy."""
     lines: list[str] = []
     remedy = None
-    for finding in error.errors(include_url=False):
+    # A misspelt section is both unknown and missing; the spelling is what needs mending.
+    findings = error.errors(include_url=False)
+    findings.sort(key=lambda finding: finding["type"] != "extra_forbidden")
+    for finding in findings:
         place = ".".join(str(part) for part in finding["loc"])
         if finding["type"] == "extra_forbidden":
-            known = _known_keys(finding["loc"])
+            known = _known_keys(root, finding["loc"])
             lines.append(f"Unknown setting {place}{where}.")
             near = difflib.get_close_matches(str(finding["loc"][-1]), known, n=1, cutoff=0.5)
             remedy = remedy or (
@@ -264,8 +275,8 @@ def _explain(error: ValidationError, where: str) -> tuple[str, str | None]:
     return "\n".join(dict.fromkeys(lines)), remedy
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+def _known_keys(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    section = root
     for part in loc[:-1]:
         field = section.model_fields.get(str(part))
         annotation = field.annotation if field else None

@@ -49,6 +49,10 @@ SHARDS_AN_EXECUTION = 2_000
 # Row groups are scanned on the driver below this many key bytes, and by Ray tasks above.
 SCAN_ON_DRIVER_ROWS = 2_000_000
 
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+# Only this machine may reach a local cluster.
+_LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -83,14 +87,9 @@ def connected(config: ComputeConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if address:
-        options |= {"address": address}
-    else:
-        # Only this machine may reach a local cluster.
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(**options)
+        ray.init(**(_QUIET | {"address": address} if address else _LOCAL))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
@@ -109,7 +108,9 @@ def is_foreign_cluster(config: ComputeConfig) -> bool:
 
 
 def capacity() -> Capacity:
-    """CPUs and GPUs of the live nodes that can run work."""
+    """CPUs and GPUs of the live nodes that can run work. Connects if nothing is connected yet."""
+    if not ray.is_initialized():
+        ray.init(**_LOCAL)
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
     nodes.sort(key=lambda node: str(node["NodeID"]))
     return Capacity(
@@ -269,20 +270,40 @@ def graph(source: ShardSource, settings: StageSettings, pool: Pool) -> Dataset:
         batch_format="pyarrow",
         num_cpus=TOKENIZE_CPUS,
     )
+    return map_actors(dataset, ScoreBlocks, (settings,), pool, batch_rows=1)
+
+
+def map_actors(
+    dataset: Dataset, actor: type, arguments: tuple[Any, ...], pool: Pool, batch_rows: int
+) -> Dataset:
+    """Apply an actor class to batches of at most `batch_rows` rows of a lazy Dataset."""
     return dataset.map_batches(
-        ScoreBlocks,
-        fn_constructor_args=(settings,),
-        batch_size=1,
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=batch_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            min_size=1,
-            max_size=pool.workers,
-            initial_size=pool.workers,
-            max_tasks_in_flight_per_actor=2,
-        ),
+        compute=_strategy(pool),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         memory=pool.memory,
+    )
+
+
+def map_groups(
+    dataset: Dataset, key: str, function: Callable[..., pa.Table], arguments: dict[str, Any]
+) -> Dataset:
+    """Apply a function to the rows of each value of a column, brought together by a shuffle."""
+    return dataset.groupby(key).map_groups(
+        function, fn_kwargs=arguments, batch_format="pyarrow", num_cpus=COMMIT_CPUS
+    )
+
+
+def _strategy(pool: Pool) -> ActorPoolStrategy:
+    return ActorPoolStrategy(
+        min_size=1,
+        max_size=pool.workers,
+        initial_size=pool.workers,
+        max_tasks_in_flight_per_actor=2,
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rankmill import profile as profiles
 from rankmill.batches import make_batches
-from rankmill.config import ComputeConfig, ModelConfig
+from rankmill.config import ComputeConfig, ModelConfig, read_section
 from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
 from rankmill.profile import Precision, Profile
@@ -81,14 +81,15 @@ class Scorer:
         truncation: Truncation = "document",
         threads: int | None = None,
     ) -> None:
-        config = ModelConfig(
-            name=model,
-            revision=revision,
-            precision=precision,
-            max_length=max_length,
-            max_query_tokens=max_query_tokens,
-            truncation=truncation,
-        )
+        asked = {
+            "name": model,
+            "revision": revision,
+            "precision": precision,
+            "max_length": max_length,
+            "max_query_tokens": max_query_tokens,
+            "truncation": truncation,
+        }
+        config = read_section(ModelConfig, asked)
         self.description = describe(config)
         self.description.check()
         hardware = profiles.probe("cuda" if device == "auto" else device)

@@ -84,6 +84,17 @@ def score(envelope: Envelope, template: Template, profile: Profile, model: Score
     return replace(envelope, scores=scores, texts=None)
 
 
+def by_row(
+    pair: npt.NDArray[np.int32], score: npt.NDArray[np.float32], dropped: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Each row's score (NaN when it was not scored) and dropped tokens (0 likewise)."""
+    has = pair >= 0
+    by_row = np.full(len(pair), np.nan, np.float32)
+    tokens = np.zeros(len(pair), np.int32)
+    by_row[has], tokens[has] = score[pair[has]], dropped[pair[has]]
+    return by_row, tokens
+
+
 def _distinct(
     text: pa.Array, wanted: npt.NDArray[np.bool_]
 ) -> tuple[list[str], npt.NDArray[np.int32]]:

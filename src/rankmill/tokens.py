@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Truncation = Literal["document", "longest_first"]
 Int32 = npt.NDArray[np.int32]
 
-# A query may take three quarters of the length when no cap is given, as in FlagEmbedding's
-# rerankers (`query_max_length = max_length * 3 // 4`).
+# A query that alone fills the length is cut to three quarters of it when no cap is given, as in
+# FlagEmbedding's rerankers (`query_max_length = max_length * 3 // 4`); tokenizers only raise.
 _QUERY_SHARE = (3, 4)
 _ENCODE_TEXTS = 1024
 
@@ -119,16 +119,20 @@ def kept_tokens(
 ) -> tuple[Int32, Int32]:
     """How many tokens of each text stay. All arrays int32 [pairs].
 
-    `document`: the query is capped first, then the document takes what is left (the tokenizer's
-    `only_second`). `longest_first`: the rule of the tokenizers library: the longer text is cut
+    `document`: the query is capped first, then the document takes what is left. Without a cap
+    this is the tokenizer's `only_second`, as long as the query leaves the document any room.
+    `longest_first`: the rule of the tokenizers library: the longer text is cut
     down to what the shorter leaves; when both are too long, each takes half.
     """
     room = rules.max_length - special
     if rules.truncation == "document":
-        share, of = _QUERY_SHARE
-        cap = rules.max_query_tokens or rules.max_length * share // of
-        kept_query = np.minimum(query, min(cap, room))
-        return kept_query, np.minimum(document, room - kept_query)
+        if rules.max_query_tokens is not None:
+            kept_query = np.minimum(query, min(rules.max_query_tokens, room))
+        else:
+            share, of = _QUERY_SHARE
+            kept_query = np.where(query < room, query, min(rules.max_length * share // of, room))
+        kept_document = np.minimum(document, room - kept_query)
+        return kept_query.astype(np.int32), kept_document.astype(np.int32)
     if rules.max_query_tokens is not None:
         query = np.minimum(query, rules.max_query_tokens)
     short = np.minimum(query, document)
@@ -222,8 +226,10 @@ class PairTokenizer:
             "",
         ]
         strategy = "only_second" if self.rules.truncation == "document" else "longest_first"
-        for limit in (self.template.special + 60, self.template.special + 400):
-            rules = PairRules(limit, self.rules.truncation, limit)
+        longest_query = int(self.encode(queries).lengths.max())
+        for room in (longest_query + 5, longest_query + 300):
+            limit = self.template.special + room
+            rules = PairRules(limit, self.rules.truncation)
             probe = PairTokenizer.__new__(PairTokenizer)
             probe._tokenizer, probe.rules, probe.template = self._tokenizer, rules, self.template
             number = np.arange(len(queries), dtype=np.int32)

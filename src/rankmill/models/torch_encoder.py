@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging
 
 from rankmill.errors import ModelError
 from rankmill.profile import Profile
@@ -114,6 +115,7 @@ def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share 
 
 
 def _load(folder: Path) -> PreTrainedModel:
+    logging.disable_progress_bar()
     config = _config(folder)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         str(folder),

@@ -1,0 +1,253 @@
+"""The command line. Reads arguments, calls the library, prints; exit codes are the errors' own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.console import Console
+
+from rankmill import console, job
+from rankmill.config import RunConfig, Setting, load_config, parse_override
+from rankmill.errors import ConfigError, RankmillError
+from rankmill.evaluate import METRICS, evaluate
+from rankmill.models.presets import presets
+from rankmill.status import read_status
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Batch reranking: Parquet tables of queries and candidates in, ranked tables out.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML with settings; flags override it.")]
+InputOption = Annotated[
+    list[str] | None, typer.Option("--input", help="File, folder or glob; may be repeated.")
+]
+OutputOption = Annotated[str | None, typer.Option("--output", help="Folder, local or s3://.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Hub id, folder, or demo.")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", help="Write the best N of a query.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N queries.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting: a.b=value. May be repeated.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Remove an old run first.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Machine-readable; nothing else on stdout.")
+]
+
+
+@app.callback()
+def settings(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; goes with every command.")
+    ] = False,
+) -> None:
+    """Set up what every command needs. `--debug` is taken out by `main`, wherever it stands."""
+    console.set_up_logging()
+
+
+@app.command()
+def rerank(
+    config: ConfigFile = None,
+    input_: InputOption = None,
+    output: OutputOption = None,
+    model: ModelOption = None,
+    top_k: TopKOption = None,
+    limit: LimitOption = None,
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score every pair and write the pairs back, ranked. The same command resumes.
+
+    [bold]Examples[/]
+
+      rankmill rerank --input candidates.parquet --output ranked/ --model demo
+
+      rankmill rerank configs/nightly.yaml --set output.top_k=20
+    """
+    wanted = _config(config, input_, output, model, top_k, limit, set_)
+    with _own_stdout() as stdout:
+        with console.progress() as tell:
+            result = job.rerank(wanted, overwrite=overwrite, listener=tell)
+        if as_json:
+            print(json.dumps(result.manifest, indent=1, ensure_ascii=False), file=stdout)
+        else:
+            Console(file=stdout).print(console.manifest_table(result.manifest, result.output))
+
+
+@app.command()
+def plan(
+    config: ConfigFile = None,
+    input_: InputOption = None,
+    output: OutputOption = None,
+    model: ModelOption = None,
+    top_k: TopKOption = None,
+    limit: LimitOption = None,
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+    rate: Annotated[float | None, typer.Option(help="Pairs/s, to estimate the time.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would do, and do nothing.
+
+    [bold]Example[/]
+
+      rankmill plan configs/nightly.yaml --rate 250
+    """
+    wanted = _config(config, input_, output, model, top_k, limit, set_)
+    facts = console.plan_facts(job.prepare(wanted, overwrite=overwrite), rate)
+    _print(facts, as_json, console.plan_table)
+
+
+@app.command()
+def status(
+    output: Annotated[str, typer.Argument(help="The output folder of a run.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read and hash every file.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until it is complete.")] = False,
+    profile: Annotated[str | None, typer.Option(help="AWS profile.")] = None,
+) -> None:
+    """Show how far a run is, from its own files: running, stopped or complete.
+
+    [bold]Example[/]
+
+      rankmill status ranked/ --verify
+    """
+    found = read_status(output, profile, verify)
+    out = Console()
+    out.print(console.status_table(found))
+    while watch and not found.complete:
+        time.sleep(2)
+        found = read_status(output, profile)
+        out.print(console.status_table(found))
+    if found.damaged:
+        raise typer.Exit(1)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    ranked: Annotated[list[str], typer.Argument(help="Ranked tables: the files of one run.")],
+    qrels: Annotated[str, typer.Option(help="Judgements: Parquet, TREC or BEIR TSV.")],
+    metrics: Annotated[str, typer.Option(help="Names joined by commas.")] = ",".join(METRICS),
+    baseline: Annotated[
+        str | None, typer.Option(help="A column with another order, e.g. bm25_rank.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="The run's output.column_prefix.")] = "rerank_",
+    per_query: Annotated[
+        Path | None, typer.Option(help="Write a row a query to this CSV or Parquet file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a ranking against judgements.
+
+    [bold]Example[/]
+
+      rankmill evaluate ranked/ --qrels qrels.parquet --baseline bm25_rank
+    """
+    found = evaluate(ranked, qrels, metrics=metrics, baseline=baseline, prefix=prefix)
+    if per_query is not None:
+        _write_frame(found.per_query, per_query)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        return
+    out = Console()
+    out.print(console.evaluation_table(found))
+    out.print(console.counts_line(found))
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the models that rankmill knows by name. Any other checkpoint of their architectures
+    works as well.
+
+    [bold]Example[/]
+
+      rankmill models
+    """
+    known = presets()
+    if as_json:
+        print(json.dumps([preset.model_dump() for preset in known], indent=1, ensure_ascii=False))
+        return
+    Console().print(console.models_table(known))
+
+
+def _config(
+    path: Path | None,
+    input_: list[str] | None,
+    output: str | None,
+    model: str | None,
+    top_k: int | None,
+    limit: int | None,
+    set_: list[str] | None,
+) -> RunConfig:
+    """The configuration that a command's arguments mean; `--set` wins over the other flags."""
+    flags: dict[str, Setting] = {
+        "input.path": input_,
+        "output.path": output,
+        "model.name": model,
+        "output.top_k": top_k,
+        "input.limit": limit,
+    }
+    overrides: dict[str, Setting] = {key: value for key, value in flags.items() if value}
+    if input_ and len(input_) == 1:
+        overrides["input.path"] = input_[0]
+    overrides |= dict(parse_override(text) for text in set_ or [])
+    if path is None and not overrides:
+        raise ConfigError(
+            "Nothing to do: neither a configuration file nor --input and --output were given.",
+            "rankmill rerank --help shows examples.",
+        )
+    return load_config(path, overrides)
+
+
+def _print(facts: dict[str, Any], as_json: bool, table: Any) -> None:  # noqa: ANN401
+    if as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        Console().print(table(facts))
+
+
+def _write_frame(frame: Any, path: Path) -> None:  # noqa: ANN401 - a pandas frame
+    try:
+        if path.suffix == ".parquet":
+            frame.to_parquet(path, index=False)
+        else:
+            frame.to_csv(path, index=False)
+    except OSError as error:
+        raise ConfigError(f"--per-query {path} cannot be written: {error}.") from None
+
+
+@contextmanager
+def _own_stdout() -> Iterator[TextIO]:
+    """The real stdout; meanwhile all else that writes there (Ray, its workers) goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
+            yield stdout
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def main() -> None:
+    """The `rankmill` command."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except RankmillError as error:
+        if "--debug" in sys.argv:
+            raise
+        console.show_error(error)
+        sys.exit(error.exit_code)

@@ -1,0 +1,248 @@
+"""What a person sees: progress on stderr, tables on stdout. Nothing is decided here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from rankmill.errors import RankmillError
+from rankmill.evaluate import Evaluation
+from rankmill.job import Prepared
+from rankmill.models.presets import Preset
+from rankmill.progress import Listener, Progress, duration
+from rankmill.status import Status
+
+# A log file gets a line when something was committed, but not more often than this.
+_LOG_SECONDS = 10.0
+
+errors = Console(stderr=True, highlight=False)
+log = logging.getLogger("rankmill")
+
+
+def set_up_logging() -> None:
+    """Send rankmill's own messages to stderr."""
+    handler = RichHandler(console=errors, show_path=False, show_level=False, show_time=False)
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def show_error(error: RankmillError) -> None:
+    """What went wrong and what to do, on stderr."""
+    errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
+    if error.remedy:
+        errors.print(f"[bold]To mend it:[/] {escape(error.remedy)}", soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Listener]:
+    """A bar on a terminal, a line now and then elsewhere; both on stderr."""
+    if not errors.is_terminal:
+        yield _LineLog().tell
+        return
+    columns = (
+        TextColumn("shards"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[line]}"),
+    )
+    with Bar(*columns, console=errors) as bar:
+        task = bar.add_task("", total=None, line="starting")
+
+        def tell(now: Progress) -> None:
+            bar.update(task, total=now.shards, completed=now.shards_done, line=_rates(now))
+
+        yield tell
+
+
+def _rates(now: Progress) -> str:
+    left = now.seconds_left
+    shown = "" if left is None else f", {duration(left)} left"
+    return f"{now.pairs_done:,}/{now.pairs:,} pairs, {now.pairs_per_second:,.0f} pairs/s{shown}"
+
+
+class _LineLog:
+    def __init__(self) -> None:
+        self._done, self._at = -1, -math.inf
+
+    def tell(self, now: Progress) -> None:
+        finished = now.shards_done == now.shards
+        due = time.monotonic() - self._at >= _LOG_SECONDS
+        if now.shards_done != self._done and (due or finished):
+            self._done, self._at = now.shards_done, time.monotonic()
+            print(f"shards {now.shards_done:,}/{now.shards:,}, {_rates(now)}", file=sys.stderr)
+
+
+def manifest_table(manifest: dict[str, Any], output: str) -> Table:
+    """What a finished run did."""
+    profile, workers = manifest["profile"], manifest["workers"]["workers"]
+    rows = [
+        ("output", output),
+        ("model", f"{manifest['model']['name']} ({manifest['model']['digest'][:12]})"),
+        ("computed by", f"{profile['backend']} {profile['precision']} on {profile['device']}"),
+        ("workers", f"{workers} of {profile['threads']} thread(s)"),
+        ("queries", f"{manifest['queries']:,}"),
+        ("rows in", f"{manifest['rows_in']:,}"),
+        ("  written, ranked", f"{manifest['rows_out']:,}"),
+        ("  below the cut", f"{manifest['rows_below_cut']:,}"),
+        ("  in quarantine", f"{manifest['rows_quarantined']:,}"),
+        ("pairs scored", f"{manifest['pairs_scored']:,}"),
+        ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),
+        ("time", duration(manifest["seconds"])),
+        ("pairs/s", f"{manifest['pairs_per_second']:,.0f}"),
+    ]
+    rows += [(f"    {reason}", f"{count:,}") for reason, count in manifest["quarantine"].items()]
+    return _facts(rows)
+
+
+def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
+    """What a run would do, as plain values. `rate`: pairs/s, given or measured."""
+    pending = ready.pending
+    done = sum(marker.counters.rows_in for marker in ready.committed.values())
+    if rate is None:
+        # Committed shards tell what one worker does; their sum is a lower bound for several.
+        seconds = sum(marker.seconds for marker in ready.committed.values())
+        rate = done / seconds if seconds else None
+    left = max(ready.plan.pairs - done, 0)
+    return {
+        "files": len(ready.source.files),
+        "layout": ready.source.layout,
+        "queries": int(ready.plan.queries.sum()),
+        "pairs": ready.plan.pairs,
+        "tokens_estimated": ready.plan.tokens,
+        "shards": len(ready.plan),
+        "shards_committed": len(ready.committed),
+        "shards_pending": len(pending),
+        "pairs_per_second": rate,
+        "seconds_estimated": None if rate is None else left / rate,
+        "model": ready.model.to_json(),
+        "config": ready.config.model_dump(mode="json"),
+    }
+
+
+def plan_table(facts: dict[str, Any]) -> Table:
+    """A dry run."""
+    seconds = facts["seconds_estimated"]
+    model = facts["model"]
+    rows = [
+        ("input", f"{facts['files']:,} file(s), layout {facts['layout']}"),
+        ("queries", f"{facts['queries']:,}"),
+        ("pairs", f"{facts['pairs']:,}"),
+        ("tokens, estimated", f"{facts['tokens_estimated']:,}"),
+        ("shards", f"{facts['shards']:,}"),
+        ("  committed", f"{facts['shards_committed']:,}"),
+        ("  pending", f"{facts['shards_pending']:,}"),
+        ("model", f"{model['name']} ({model['architecture']}, {model['digest'][:12]})"),
+        (
+            "time, estimated",
+            "unknown: give --rate PAIRS_PER_SECOND" if seconds is None else duration(seconds),
+        ),
+    ]
+    rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
+    return _facts(rows)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def status_table(status: Status) -> Table:
+    """How far a run is."""
+    counters = status.counters
+    state = "complete" if status.complete else "not complete"
+    rows = [
+        ("output", status.url),
+        ("state", state),
+        ("shards committed", f"{status.committed:,} of {status.shards:,}"),
+        ("rows done", f"{counters.rows_in:,} of about {status.pairs:,}"),
+        ("  written, ranked", f"{counters.rows_out:,}"),
+        ("  below the cut", f"{counters.rows_below_cut:,}"),
+        ("  in quarantine", f"{counters.rows_quarantined:,}"),
+        ("scoring time, all workers", duration(status.scoring_seconds)),
+        ("degraded shards", f"{len(status.degraded):,}"),
+    ]
+    rows += [(f"[red]failed shard {s}", escape(why)) for s, why in status.failed.items()]
+    rows += [("[red]damaged", escape(problem)) for problem in status.damaged]
+    return _facts(rows)
+
+
+def evaluation_table(found: Evaluation) -> Table:
+    """Metrics, beside the baseline's where there is one."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    if found.baseline is None:
+        table.add_column("value", justify="right")
+        for name, value in found.metrics.items():
+            table.add_row(name, f"{value:.4f}")
+        return table
+    for heading in ("baseline", "ranked", "difference", "95 % interval", "p"):
+        table.add_column(heading, justify="right")
+    for row in found.baseline.itertuples():
+        table.add_row(
+            str(row.metric),
+            f"{row.baseline:.4f}",
+            f"{row.ranked:.4f}",
+            f"{row.difference:+.4f}",
+            f"{row.low:+.4f} to {row.high:+.4f}",
+            f"{row.p_value:.4f}",
+        )
+    return table
+
+
+def counts_line(found: Evaluation) -> str:
+    """What the means stand on."""
+    return (
+        f"{found.queries_judged:,} judged queries ({found.queries_missing:,} missing from the "
+        f"ranking count 0), {found.queries_unjudged:,} queries without judgements left out; "
+        f"{found.documents_unjudged:,} ranked documents unjudged, {found.duplicates:,} doubled."
+    )
+
+
+def models_table(presets: tuple[Preset, ...]) -> Table:
+    """The models that rankmill knows by name."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("architecture", no_wrap=True)
+    for heading in ("layers", "hidden", "M params", "tokens"):
+        table.add_column(heading, justify="right")
+    for heading in ("languages", "licence", ""):
+        table.add_column(heading, overflow="fold")
+    for preset in presets:
+        millions = "" if preset.parameters is None else f"{preset.parameters / 1e6:.0f}"
+        table.add_row(
+            preset.name,
+            preset.architecture,
+            str(preset.layers),
+            str(preset.hidden),
+            millions,
+            f"{preset.max_length:,}",
+            ", ".join(preset.languages),
+            preset.licence or "see its page",
+            "" if preset.supported else f"[yellow]not yet: {escape(preset.reason or '')}",
+        )
+    return table
+
+
+def _facts(rows: list[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,140 @@
+"""Reranking inside somebody else's Ray Data pipeline: a Dataset in, a Dataset out, lazy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rankmill import pipeline, rank, rows, schema, stages
+from rankmill.config import ColumnNames, ComputeConfig, ModelConfig, Setting, read_section
+from rankmill.envelope import Envelope
+from rankmill.models import Description
+from rankmill.models.folder import describe
+from rankmill.profile import Device, Precision, make_profile, probe
+from rankmill.stages import StageSettings
+from rankmill.tokens import PairRules, Truncation
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_BATCH_ROWS = 2048
+_MAX_TEXT_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class _Settings:
+    model: ModelConfig
+    compute: ComputeConfig
+    description: Description
+    device: Device
+    columns: ColumnNames
+    prefix: str
+
+
+def rerank_dataset(
+    ds: Dataset,
+    model: str = "demo",
+    *,
+    revision: str | None = None,
+    columns: Mapping[str, Setting] | None = None,
+    device: Literal["auto", "cuda", "cpu"] = "auto",
+    precision: Literal["auto"] | Precision = "auto",
+    max_length: int = 512,
+    max_query_tokens: int | None = None,
+    truncation: Truncation = "document",
+    workers: Literal["auto"] | int = "auto",
+    column_prefix: str = "rerank_",
+) -> Dataset:
+    """Score and rank the pairs of a Dataset in the `pairs` layout.
+
+    Adds `rerank_score` and `rerank_sigmoid` float32, `rerank_rank` int32 from 1 within each
+    query, `rerank_tokens_dropped` int32 and `rerank_error` string (why a row has no score; such
+    a row has no rank either). `columns` maps names as `input.columns` does.
+
+    Rows are grouped by query with a shuffle, so their order is Ray's and there is no plan, no
+    commit and no resume: use `rerank` for a job. Raises `ConfigError` or `ModelError` at once;
+    a missing column fails when the Dataset is executed.
+    """
+    asked = {
+        "name": model,
+        "revision": revision,
+        "precision": precision,
+        "max_length": max_length,
+        "max_query_tokens": max_query_tokens,
+        "truncation": truncation,
+    }
+    config = read_section(ModelConfig, asked)
+    compute = read_section(ComputeConfig, {"device": device, "workers": workers})
+    names = read_section(ColumnNames, dict(columns or {}))
+    description = describe(config)
+    description.check()
+    found = pipeline.capacity()
+    chosen = pipeline.choose_device(compute, found)
+    threads = make_profile(config, compute, chosen, pipeline.probe(chosen, 1)).threads
+    pool = pipeline.size_pool(compute, chosen, threads, found)
+    settings = _Settings(config, compute, description, chosen, names, column_prefix)
+    scored = pipeline.map_actors(ds, ScoreTables, (settings,), pool, _BATCH_ROWS)
+    key = names.query if names.query_id is None else names.query_id
+    return pipeline.map_groups(scored, key, rank_group, {"prefix": column_prefix})
+
+
+class ScoreTables:
+    """An actor that adds score columns to batches of pair rows."""
+
+    def __init__(self, settings: _Settings) -> None:
+        self._settings = settings
+        hardware = probe(settings.device)
+        profile = make_profile(settings.model, settings.compute, settings.device, hardware)
+        length = settings.description.max_length(settings.model.max_length)
+        rules = PairRules(length, settings.model.truncation, settings.model.max_query_tokens)
+        self._tokenizer = settings.description.tokenizer(rules)
+        self._model = settings.description.load(profile)
+        self._stage = StageSettings(
+            description=settings.description,
+            profile=profile,
+            rules=rules,
+            columns=settings.columns,
+            has_query_id=settings.columns.query_id is not None,
+            max_text_bytes=_MAX_TEXT_BYTES,
+            depth=None,
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The same rows with score, sigmoid, tokens_dropped and error."""
+        envelope = stages.tokenize(Envelope(0, rows=table), self._stage, self._tokenizer)
+        scored = stages.score(envelope, self._tokenizer.template, self._stage.profile, self._model)
+        assert scored.facts is not None, "scored envelopes have facts"
+        assert scored.pairs is not None, "scored envelopes have pairs"
+        assert scored.scores is not None, "scored envelopes have scores"
+        score, dropped = stages.by_row(
+            scored.facts.column("pair").to_numpy(),
+            scored.scores.column("score").to_numpy(),
+            scored.pairs.column("dropped").to_numpy(),
+        )
+        reason = scored.facts.column("reason").combine_chunks()
+        finite = np.isfinite(score)
+        reason = pc.if_else(pc.and_(pc.is_null(reason), pa.array(~finite)), rows.BAD_SCORE, reason)
+        prefix = self._settings.prefix
+        for name, values in (
+            ("score", pa.array(score, mask=~finite)),
+            ("sigmoid", pa.array(rank.sigmoid(score), mask=~finite)),
+            ("tokens_dropped", pa.array(dropped, mask=~finite)),
+            ("error", reason.cast(pa.string())),
+        ):
+            table = table.append_column(prefix + name, values)
+        return table
+
+
+def rank_group(table: pa.Table, prefix: str) -> pa.Table:
+    """Order the rows of one query and add their ranks; rows without a score come last, unranked."""
+    score = table.column(prefix + "score").to_numpy(zero_copy_only=False).astype(np.float32)
+    ranking = rank.rank_rows(np.zeros(len(score), np.int32), score)
+    unscored = np.isnan(score[ranking.rows])
+    ranked = table.take(pa.array(ranking.rows))
+    field = pa.field(prefix + "rank", schema.RESULT_COLUMNS["rank"])
+    return ranked.append_column(field, pa.array(ranking.rank, mask=unscored))

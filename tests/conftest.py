@@ -1,0 +1,89 @@
+"""Shared by all tests: data, tiny models, one Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tiny_models
+
+# Before anything imports transformers: no test may reach for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED_DATA = Path(
+    os.environ.get("RANKMILL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The test collections, which are not part of the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no test collections at {SHARED_DATA} (set RANKMILL_TEST_DATA)")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Build a tiny model once a session: `tiny_model("bert")` is its folder."""
+    root = tmp_path_factory.mktemp("models")
+    built: dict[str, str] = {}
+
+    def build(kind: str) -> str:
+        if kind not in built:
+            built[kind] = str(tiny_models.BUILDERS[kind](root / kind))
+        return built[kind]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The cluster that all ordinary tests share; runs inside a test use it as it is."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        logging_level="error",
+    )
+    yield
+    ray.shutdown()
+
+
+def make_pairs(queries: int, candidates: int, words: int = 6) -> pa.Table:
+    """A small candidate table: every query and document distinct, lengths mixed."""
+    rows = [(q, c) for q in range(queries) for c in range(candidates)]
+    return pa.table(
+        {
+            "query_id": [f"q{q:04d}" for q, _ in rows],
+            "query": [f"what is shard {q}" for q, _ in rows],
+            "doc_id": [f"d{q:04d}-{c:03d}" for q, c in rows],
+            "document": [
+                f"shard {c} of list {q} " + "reads whole candidate lists " * ((q + c) % words)
+                for q, c in rows
+            ],
+            "bm25_rank": pa.array([c + 1 for _, c in rows], pa.int32()),
+        }
+    )
+
+
+@pytest.fixture
+def write_pairs(tmp_path: Path) -> Callable[..., str]:
+    """Write a table as one Parquet file below the test's folder."""
+
+    def write(table: pa.Table, name: str = "input/candidates.parquet", **options: object) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path, **options)
+        return str(path)
+
+    return write
