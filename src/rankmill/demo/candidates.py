@@ -45,7 +45,7 @@ def read_questions() -> tuple[pa.Table, pa.Table]:
     queries: list[dict[str, str]] = []
     qrels: list[dict[str, str | int]] = []
     source = resources.files("rankmill.demo").joinpath("questions.tsv")
-    with source.open(encoding="utf-8", newline="") as lines:
+    with source.open("r", encoding="utf-8") as lines:
         rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         for number, row in enumerate(rows, start=2):
             queries.append({"query_id": row["query_id"], "query": row["query"]})
