@@ -50,6 +50,7 @@ SHARDS_AN_EXECUTION = 2_000
 SCAN_ON_DRIVER_ROWS = 2_000_000
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 # Only this machine may reach a local cluster.
 _LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
@@ -89,7 +90,10 @@ def connected(config: ComputeConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(**(_QUIET | {"address": address} if address else _LOCAL))
+        if address:
+            ray.init(**_QUIET, address=address)
+        else:
+            _start_local()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
@@ -101,6 +105,18 @@ def connected(config: ComputeConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _start_local() -> None:
+    # Ray's C++ core prints harmless errors of Ray Data's own making (ray-project/ray#53727) to
+    # the driver's stderr. The variable is read once, by the processes that start here.
+    had = os.environ.get(_LOG_LEVEL)
+    os.environ.setdefault(_LOG_LEVEL, "fatal")
+    try:
+        ray.init(**_LOCAL)
+    finally:
+        if had is None:
+            del os.environ[_LOG_LEVEL]
+
+
 def is_foreign_cluster(config: ComputeConfig) -> bool:
     """Whether the run will use a cluster that rankmill does not start itself."""
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -110,7 +126,7 @@ def is_foreign_cluster(config: ComputeConfig) -> bool:
 def capacity() -> Capacity:
     """CPUs and GPUs of the live nodes that can run work. Connects if nothing is connected yet."""
     if not ray.is_initialized():
-        ray.init(**_LOCAL)
+        _start_local()
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
     nodes.sort(key=lambda node: str(node["NodeID"]))
     return Capacity(
@@ -152,12 +168,15 @@ def size_pool(compute: ComputeConfig, device: Device, threads: int, found: Capac
         smallest = min(c for c, g in zip(found.cpus, found.gpus) if g >= compute.gpus_per_worker)
         cpus = _share(smallest, math.ceil(max(found.gpus) / compute.gpus_per_worker), 1)
         return Pool(max(workers, 1), cpus, compute.gpus_per_worker, compute.memory)
-    if compute.workers == "auto":
-        workers = sum(_workers_on(cpus, threads) for cpus in found.cpus)
-    else:
-        workers = compute.workers
-    a_node = math.ceil(workers / len(found.cpus))
-    return Pool(workers, _share(min(found.cpus), a_node, threads), 0, compute.memory)
+    # Actors of one pool reserve the same share everywhere: what the smallest node can give.
+    smallest = min(found.cpus)
+    cpus = _share(smallest, _workers_on(smallest, threads), threads)
+    fits = sum(min(_workers_on(c, threads), int((c - _FREE_CPUS) / cpus)) for c in found.cpus)
+    if compute.workers == "auto" or compute.workers <= fits:
+        workers = max(fits, 1) if compute.workers == "auto" else compute.workers
+        return Pool(workers, cpus, 0, compute.memory)
+    a_node = math.ceil(compute.workers / len(found.cpus))
+    return Pool(compute.workers, _share(smallest, a_node, threads), 0, compute.memory)
 
 
 def _workers_on(cpus: float, threads: int) -> int:
@@ -169,7 +188,7 @@ def _workers_on(cpus: float, threads: int) -> int:
 def _share(cpus: float, workers: int, threads: int) -> float:
     """CPUs that an actor reserves: its threads, or what fits; whole above one, as Ray demands."""
     share = min(float(threads), (cpus - _FREE_CPUS) / workers)
-    return float(int(share)) if share >= 1 else max(math.floor(share * 100) / 100, 0.01)
+    return float(int(share)) if share >= 1 else max(math.floor(share * 1000) / 1000, 0.001)
 
 
 def run_on_every_node(function: Callable[[], None], found: Capacity) -> None:

@@ -1,0 +1,113 @@
+"""The graph that Ray makes of a run: nothing fused, one shard a block, room for every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.data import DataContext
+from ray.data._internal.logical.optimizers import get_execution_plan
+
+from conftest import make_pairs
+from rankmill import pipeline, plan
+from rankmill.config import ComputeConfig, ModelConfig, load_config
+from rankmill.errors import ConfigError
+from rankmill.job import Prepared, _stage_settings, prepare
+from rankmill.pipeline import Capacity
+from rankmill.profile import make_profile, probe
+from rankmill.read import ShardSource
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def prepared(
+    ray_cluster: None,
+    tmp_path: object,
+    tiny_model: Callable[[str], str],
+    write_pairs: Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Prepared:
+    """Seven shards in one file of several row groups."""
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 40)
+    path = write_pairs(make_pairs(28, 10), row_group_size=33)
+    return prepare(
+        load_config(
+            overrides={
+                "input.path": path,
+                "output.path": f"{tmp_path}/out",
+                "model.name": tiny_model("bert"),
+            }
+        )
+    )
+
+
+def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
+    profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
+    compute = ComputeConfig(workers=workers)
+    pool = pipeline.size_pool(compute, "cpu", profile.threads, pipeline.capacity())
+    source = ShardSource(ready.source, ready.plan, ready.pending)
+    return pipeline.graph(source, _stage_settings(ready, profile), pool)
+
+
+def test_stages_are_not_fused(prepared: Prepared) -> None:
+    assert len(prepared.plan) == 7
+    with DataContext.current(pipeline.run_context()):
+        physical, _ = get_execution_plan(dataset(prepared)._logical_plan)
+    stages, operator = [], physical.dag
+    while operator is not None:
+        stages.append(operator.name)
+        operator = operator.input_dependencies[0] if operator.input_dependencies else None
+    assert stages == [
+        "MapBatches(ScoreBlocks)",
+        "MapBatches(tokenize_block)",
+        "ReadShardSource",
+        "Input",
+    ]
+
+
+def test_every_block_is_one_shard_and_every_shard_passes_once(prepared: Prepared) -> None:
+    with DataContext.current(pipeline.run_context()):
+        bundles = list(dataset(prepared).iter_internal_ref_bundles())
+    blocks = [ray.get(ref) for bundle in bundles for ref in bundle.block_refs]
+    assert [block.num_rows for block in blocks] == [1] * 7
+    assert sorted(block.column("shard")[0].as_py() for block in blocks) == list(range(7))
+
+
+@given(
+    cpus=st.lists(st.integers(1, 256), min_size=1, max_size=8),
+    threads=st.integers(1, 64),
+    workers=st.one_of(st.just("auto"), st.integers(1, 100)),
+)
+def test_the_pool_leaves_room_for_the_other_stages(
+    cpus: list[int], threads: int, workers: int | str
+) -> None:
+    found = Capacity(tuple(map(float, cpus)), (0.0,) * len(cpus), tuple(map(str, cpus)))
+    compute = ComputeConfig(workers=workers)  # type: ignore[arg-type]
+    pool = pipeline.size_pool(compute, "cpu", threads, found)
+    room = sum(cpus) - pool.cpus * pool.workers
+    needed = max(pipeline.READ_CPUS, pipeline.TOKENIZE_CPUS, pipeline.COMMIT_CPUS)
+    assert pool.workers >= 1
+    assert pool.cpus > 0
+    assert pool.cpus < 1 or pool.cpus == int(pool.cpus), "Ray wants whole CPUs above one"
+    assert room >= needed - 1e-9
+
+
+def test_cuda_without_a_gpu_is_refused() -> None:
+    found = Capacity((2.0,), (0.0,), ("a",))
+    with pytest.raises(ConfigError, match="have 0 at most"):
+        pipeline.choose_device(ComputeConfig(device="cuda"), found)
+
+
+def test_auto_takes_gpus_where_there_are_some() -> None:
+    assert pipeline.choose_device(ComputeConfig(), Capacity((8.0,), (2.0,), ("a",))) == "cuda"
+    assert pipeline.choose_device(ComputeConfig(), Capacity((8.0,), (0.0,), ("a",))) == "cpu"
+
+
+def test_gpu_workers_are_as_many_as_gpus() -> None:
+    found = Capacity((16.0, 8.0), (4.0, 0.0), ("a", "b"))
+    pool = pipeline.size_pool(ComputeConfig(), "cuda", 1, found)
+    assert (pool.workers, pool.gpus) == (4, 1)
