@@ -6,11 +6,12 @@ travel. Everything that changes results is in `RunConfig.result_settings`, which
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -33,7 +34,7 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ColumnNames(_Section):
@@ -152,13 +153,20 @@ class RunConfig(_Section):
     def _in_this_version(self) -> Self:
         if self.reuse:
             raise ValueError("reuse is not in this version; leave the list empty")
-        for path in [*self.input.paths, self.output.path]:
-            parts = urlsplit(path)
-            if parts.scheme and (parts.username or parts.password):
+        paths = [("input.path", path) for path in self.input.paths]
+        for setting, path in [
+            *paths,
+            ("output.path", self.output.path),
+            ("model.name", self.model.name),
+        ]:
+            if _has_credentials(path):
                 raise ValueError(
-                    f"a path on {parts.scheme}://{parts.hostname} carries credentials; "
+                    f"{setting} carries credentials; "
                     "leave them to the environment or an AWS profile"
                 )
+        # A store's bulk calls would take the wildcard for one and reach other folders.
+        if "://" in self.output.path and re.search(r"[*?\[]", self.output.path):
+            raise ValueError("output.path must name one folder, without the characters * ? [")
         return self
 
     def result_settings(self) -> dict[str, Setting]:
@@ -174,6 +182,14 @@ class RunConfig(_Section):
                 mode="json", exclude={"name", "revision", "backend", "precision"}
             ),
         }
+
+
+def _has_credentials(path: str) -> bool:
+    """Whether a URL names a user, or something after a colon that is not a port."""
+    host = re.split(r"[/?#]", path.partition("://")[2], maxsplit=1)[0]
+    _, colon, port = host.partition(":")
+    arn = host.startswith("arn:")  # an S3 access point
+    return "@" in host or bool(colon and not port.isdigit() and not arn)
 
 
 def load_config(
@@ -213,7 +229,7 @@ def parse_override(text: str) -> tuple[str, Setting]:
         )
     try:
         return key.strip(), yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise ConfigError(f"The value of --set {key} is not valid YAML: {error}.") from None
 
 
@@ -226,7 +242,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise ConfigError(f"{path} is not valid YAML: {error}.") from None
     if values is None:
         return {}
@@ -244,7 +260,7 @@ def _put(values: dict[str, Any], dotted: str, value: Setting) -> None:
             name = ".".join(parents[: depth + 1])
             raise ConfigError(f"{dotted} cannot be set: {name} is a value, not a section.")
         section = below
-    section[last] = value
+    section[last] = copy.deepcopy(value)  # later overrides may reach into it
 
 
 def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple[str, str | None]:
@@ -255,7 +271,7 @@ def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple
     findings = error.errors(include_url=False)
     findings.sort(key=lambda finding: finding["type"] != "extra_forbidden")
     for finding in findings:
-        place = ".".join(str(part) for part in finding["loc"])
+        place = _place(root, finding["loc"])
         if finding["type"] == "extra_forbidden":
             known = _known_keys(root, finding["loc"])
             lines.append(f"Unknown setting {place}{where}.")
@@ -270,17 +286,32 @@ def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple
             lines.append(f"{place or 'The configuration'}{where}: {finding['ctx']['error']}.")
         else:
             shown = repr(finding["input"])
-            found = shown if len(shown) <= 60 else f"a {type(finding['input']).__name__}"
+            # A URL may carry a secret that was never checked for.
+            brief = len(shown) <= 60 and "://" not in shown
+            found = shown if brief else f"a {type(finding['input']).__name__}"
             lines.append(f"{place}{where}: {finding['msg']}, found {found}.")
     return "\n".join(dict.fromkeys(lines)), remedy
 
 
+def _place(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """A setting's dotted name, without the alternatives of a type that pydantic adds to it."""
+    parts: list[str] = []
+    section: type[BaseModel] | None = root
+    for part in loc:
+        if section is not None or isinstance(part, int):
+            parts.append(str(part))
+        section = _section_below(section, part)
+    return ".".join(parts)
+
+
 def _known_keys(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    section = root
+    section: type[BaseModel] | None = root
     for part in loc[:-1]:
-        field = section.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        section = annotation
-    return list(section.model_fields)
+        section = _section_below(section, part)
+    return list(section.model_fields) if section is not None else []
+
+
+def _section_below(section: type[BaseModel] | None, key: int | str) -> type[BaseModel] | None:
+    field = section.model_fields.get(str(key)) if section is not None else None
+    found = field.annotation if field is not None else None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
