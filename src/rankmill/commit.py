@@ -65,6 +65,8 @@ def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
     """Write all files of a shard, its marker last; a failed shard leaves a note instead."""
     store = settings.store
     if envelope.error is not None:
+        # It may have one from an earlier start, whose part was found damaged.
+        store.delete([markers.marker_name(envelope.shard)])
         note = {"shard": envelope.shard, "error": envelope.error}
         store.write(markers.failure_name(envelope.shard), json.dumps(note).encode())
         return

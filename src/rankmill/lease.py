@@ -6,19 +6,22 @@ that a live owner never lets pass. No clocks of two machines are compared. On th
 machine a dead process is recognised at once.
 
 What is guaranteed: on local disk and on stores with conditional writes, one of two runs that
-start together wins. On a store that ignores the condition both may run for one heartbeat, until
-the earlier one finds the other's lease and stops; their shards have the same names and, being of
-one run, the same bytes.
+start together wins. Two that take over from a dead one within the same moment, or that start
+together on a store that ignores the condition, may both run for one heartbeat, until the earlier
+one finds the other's lease and stops; their shards have the same names and, being of one run,
+the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +30,7 @@ from rankmill.errors import OutputBusy
 from rankmill.markers import PRIVATE
 from rankmill.storage import Store
 
+log = logging.getLogger("rankmill")
 LEASE = f"{PRIVATE}/lease.json"
 # A heartbeat costs one small write; a dead owner elsewhere is noticed after the silence.
 HEARTBEAT_SECONDS = 5.0
@@ -53,8 +57,13 @@ class Owner:
     @property
     def is_dead(self) -> bool:
         """Whether the owner certainly does not run any more (only known on its own machine)."""
-        here = self.host == socket.gethostname() and self.boot == _boot_id() and self.boot != ""
+        here = self.host == socket.gethostname() and self.boot == _boot_id() != ""
         return here and _start_of(self.pid) != self.process_start
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the owner certainly runs (only known on its own machine)."""
+        return self.boot == _boot_id() != "" and _start_of(self.pid) == self.process_start != ""
 
 
 class Lease:
@@ -79,9 +88,15 @@ class Lease:
 
     def __enter__(self) -> Lease:
         content = json.dumps(asdict(self._owner)).encode()
-        while not self._store.create(LEASE, content):
-            self._wait_for_death()
-            self._store.delete([LEASE])
+        # Looked at first, because not every store refuses to write over a file that is there.
+        while (held := self._store.read(LEASE)) is not None or not self._store.create(
+            LEASE, content
+        ):
+            if held is not None:
+                self._wait_for_death(held)
+                # Only what was seen dead is removed, not what another run has put in its place.
+                if self._store.read(LEASE) == held:
+                    self._store.delete([LEASE])
         self._thread.start()
         return self
 
@@ -93,37 +108,21 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        held = self._read()
-        if held is not None and held.token == self._owner.token:
-            self._store.delete([LEASE])
+        with suppress(OSError):  # what cannot be given back expires
+            if self._is_held():
+                self._store.delete([LEASE])
 
-    def _read(self) -> Owner | None:
-        content = self._store.read(LEASE)
-        try:
-            return None if content is None else Owner(**json.loads(content))
-        except (ValueError, TypeError):
-            return None  # half-written by a store without atomic writes, or damaged
-
-    def _wait_for_death(self) -> None:
-        first = self._store.read(LEASE)
+    def _wait_for_death(self, first: bytes) -> None:
+        """Return once the lease whose content is `first` is gone, or nobody's any more."""
         deadline = time.monotonic() + self._silence
         while time.monotonic() < deadline:
-            owner = self._read()
-            if owner is None and first is None:
-                return
-            if owner is not None and owner.is_dead:
-                return
-            if owner is not None and self._alive_here(owner):
-                self._refuse(owner)
             now = self._store.read(LEASE)
-            if now is None:
+            owner = None if now is None else _owner(now)
+            if now is None or (owner is not None and owner.is_dead):
                 return
-            if now != first and owner is not None:
+            if owner is not None and (now != first or owner.is_alive):
                 self._refuse(owner)
             time.sleep(min(1.0, self._heartbeat))
-
-    def _alive_here(self, owner: Owner) -> bool:
-        return owner.boot == _boot_id() != "" and _start_of(owner.pid) == owner.process_start != ""
 
     def _refuse(self, owner: Owner) -> None:
         raise OutputBusy(
@@ -132,21 +131,38 @@ class Lease:
             f"A dead run's hold ends by itself after {self._silence:.0f} s.",
         )
 
+    def _is_held(self) -> bool:
+        content = self._store.read(LEASE)
+        held = None if content is None else _owner(content)
+        return held is not None and held.token == self._owner.token
+
     def _beat(self) -> None:
         beat = 0
         while not self._stop.wait(self._heartbeat):
-            held = self._read()
-            if held is None or held.token != self._owner.token:
-                self.lost = True
-                return
             beat += 1
             renewed = asdict(self._owner) | {"beat": beat}
-            self._store.write(LEASE, json.dumps(renewed).encode())
+            try:
+                if not self._is_held():
+                    self.lost = True
+                    return
+                self._store.write(LEASE, json.dumps(renewed).encode())
+            except OSError as error:
+                # The next beat may succeed; a run that took over meanwhile is seen then.
+                log.warning("The lease of %s could not be renewed: %s", self._store.url, error)
+
+
+def _owner(content: bytes) -> Owner | None:
+    try:
+        return Owner(**json.loads(content))
+    except (ValueError, TypeError):
+        return None  # half-written by a store without atomic writes, or damaged
 
 
 def _boot_id() -> str:
+    """Which start of which kernel, and which of its process namespaces; empty where unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 

@@ -83,7 +83,8 @@ def begin(store: Store, record: bytes | None) -> None:
     """
     store.delete([runs.SUCCESS])
     store.delete_folder(markers.FAILED)
-    store.delete_folder(f"{PRIVATE}/tmp")
+    # File by file: the last writes of a killed run may still arrive in that folder.
+    store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
     if record is not None:
         store.write(runs.RUN, record)
 

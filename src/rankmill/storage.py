@@ -7,6 +7,7 @@ credentials of its own environment, so no secret is pickled, logged or stored.
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 import uuid
@@ -24,10 +25,11 @@ from fsspec import AbstractFileSystem
 
 from rankmill.errors import ConfigError, InputError
 
-# What a store can raise for a missing, forbidden or unreachable object. botocore's own errors
-# derive from Exception alone; s3fs translates those it knows into OSError, and `reaching` below
-# the rest.
+Infos = dict[str, dict[str, object]]
+
 _GLOB = frozenset("*?[")
+# Seconds. botocore tries five times and would wait a minute each for an endpoint that is silent.
+_CONNECT_TIMEOUT = 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def _filesystem(protocol: str, profile: str | None, process: int) -> AbstractFil
             options["profile"] = profile
         # Listings must show what other processes have committed a moment ago.
         options["use_listings_cache"] = False
+        options["config_kwargs"] = {"connect_timeout": _CONNECT_TIMEOUT}
     try:
         return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
@@ -90,26 +93,39 @@ def filesystem(path: str, profile: str | None = None) -> tuple[AbstractFileSyste
 
 
 @contextmanager
-def reaching(path: str) -> Iterator[None]:
-    """Turn a store's own failures into an `InputError` that names the path and the remedy."""
+def _os_errors() -> Iterator[None]:
+    """Make botocore's own errors, which derive from Exception alone, an OSError.
+
+    s3fs translates what a server answers, but not a server that cannot be reached.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
+    except (BotoCoreError, ClientError) as error:
+        raise OSError(str(error)) from error
+
+
+@contextmanager
+def reaching(path: str) -> Iterator[None]:
+    """Turn a store's own failures into an `InputError` that names the path and the remedy."""
+    try:
+        with _os_errors():
+            yield
     except FileNotFoundError:
         raise InputError(f"There is nothing at {path}.", "Check the path.") from None
-    except (PermissionError, BotoCoreError, ClientError, OSError) as error:
+    except OSError as error:
         remedy = "Check the path and its permissions."
         if is_remote(path):
             remedy = "Check the path, the endpoint (AWS_ENDPOINT_URL) and the credentials."
-        raise InputError(f"{path} cannot be read: {error}.", remedy) from None
+        raise InputError(f"{path} cannot be read: {str(error).rstrip('.')}.", remedy) from None
 
 
 def list_files(paths: Sequence[str], profile: str | None = None) -> list[StoredFile]:
     """All files under the given files, folders and globs, in the order of the paths, then names.
 
-    Names that start with `_` or `.` are skipped at every level below a given folder, as Spark and
-    pyarrow do. A file named twice is read once.
+    Names that start with `_` or `.` are skipped at every level below a given folder, and wherever
+    a wildcard could match them, as Spark and pyarrow do. A file named twice is read once.
 
     Raises `InputError` when a path holds nothing.
     """
@@ -130,10 +146,10 @@ def list_files(paths: Sequence[str], profile: str | None = None) -> list[StoredF
 def _list_one(path: str, profile: str | None) -> list[StoredFile]:
     fs, bare = filesystem(path, profile)
     if _GLOB & set(bare) and not fs.exists(bare):
-        infos = fs.glob(bare, detail=True)
-        roots = [p for p, info in infos.items() if info["type"] == "directory"]
-        files = [_stored(fs, p, i) for p, i in infos.items() if _is_data(posixpath.basename(p), i)]
-        for root in roots:
+        fixed = bare.rfind("/", 0, min(bare.index(c) for c in _GLOB & set(bare))) + 1
+        infos = {p: i for p, i in _glob(fs, bare).items() if _is_visible(p[fixed:])}
+        files = [_stored(fs, p, info) for p, info in infos.items() if info["type"] == "file"]
+        for root in (p for p, info in infos.items() if info["type"] == "directory"):
             files += _walk(fs, root)
     elif fs.isdir(bare):
         files = _walk(fs, bare)
@@ -146,14 +162,37 @@ def _walk(fs: AbstractFileSystem, root: str) -> list[StoredFile]:
     prefix = len(root.rstrip("/")) + 1
     return [
         _stored(fs, path, info)
-        for path, info in fs.find(root, detail=True).items()
-        if _is_data(path[prefix:], info)
+        for path, info in _find(fs, root).items()
+        if info["type"] == "file" and _is_visible(path[prefix:])
     ]
 
 
-def _is_data(relative: str, info: dict[str, object]) -> bool:
-    visible = not any(part.startswith(("_", ".")) for part in relative.split("/"))
-    return visible and info["type"] == "file"
+# fsspec's own ways through local folders pass over symbolic links and unreadable folders in
+# silence; rows would be lost.
+
+
+def _glob(fs: AbstractFileSystem, pattern: str) -> Infos:
+    if "file" not in _protocols(fs):
+        return cast(Infos, fs.glob(pattern, detail=True))
+    return {path.rstrip("/"): fs.info(path) for path in glob.glob(pattern, recursive=True)}
+
+
+def _find(fs: AbstractFileSystem, root: str) -> Infos:
+    if "file" not in _protocols(fs):
+        return cast(Infos, fs.find(root, detail=True))
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: Infos = {}
+    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        below[:] = filter(_is_visible, below)
+        found |= {path: fs.info(path) for path in (os.path.join(folder, n) for n in names)}
+    return found
+
+
+def _is_visible(relative: str) -> bool:
+    return not any(part.startswith(("_", ".")) for part in relative.split("/"))
 
 
 def _stored(fs: AbstractFileSystem, path: str, info: dict[str, object]) -> StoredFile:
@@ -186,12 +225,12 @@ def current_version(file: StoredFile, profile: str | None = None) -> str:
 def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
     """A seekable binary file for reading.
 
-    Raises `InputError` when it cannot be opened; errors while reading are the caller's.
+    Raises `InputError` when it cannot be opened; errors while reading are OSErrors.
     """
     fs, bare = filesystem(path, profile)
     with reaching(path):
         file = fs.open(bare, "rb", **({} if "file" in _protocols(fs) else {"cache_type": "none"}))
-    with file:
+    with file, _os_errors():
         yield file
 
 
@@ -216,13 +255,16 @@ def read_table(
                 f"Its columns are {', '.join(dataset.schema.names)}.",
             )
         return dataset.to_table(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{paths} cannot be read as Parquet: {error}.") from None
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder that is written to: local, or a prefix of an object store. Cheap to pickle."""
+    """A folder that is written to: local, or a prefix of an object store. Cheap to pickle.
+
+    Whatever a store answers or fails to answer is an OSError.
+    """
 
     url: str
     profile: str | None = None
@@ -235,6 +277,7 @@ class Store:
         """Whether writes go to a local file system."""
         return not is_remote(self.url)
 
+    @_os_errors()
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file so that no reader ever sees a part of it.
 
@@ -259,6 +302,7 @@ class Store:
             raise
         _sync_folder(Path(path).parent)
 
+    @_os_errors()
     def create(self, name: str, content: bytes) -> bool:
         """Write a file only if there is none; whether it was written.
 
@@ -269,13 +313,13 @@ class Store:
         if self.local:
             temporary = Path(f"{path}.{uuid.uuid4().hex}")
             temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
             try:
+                temporary.write_bytes(content)
                 os.link(temporary, path)
             except FileExistsError:
                 return False
             finally:
-                temporary.unlink()
+                temporary.unlink(missing_ok=True)
             return True
         try:
             fs.pipe_file(path, content, mode="create")
@@ -283,6 +327,7 @@ class Store:
             return False
         return True
 
+    @_os_errors()
     def read(self, name: str) -> bytes | None:
         """A file's content, or None when there is no such file."""
         fs, path = self._at(name)
@@ -291,25 +336,42 @@ class Store:
         except FileNotFoundError:
             return None
 
+    @_os_errors()
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The contents of several files; object stores are asked concurrently."""
+        """The contents of those files that exist; object stores are asked concurrently."""
         if not names:
             return {}
+        if self.local:  # fsspec would take brackets in the folder's name for a wildcard
+            found = {name: self.read(name) for name in names}
+            return {name: content for name, content in found.items() if content is not None}
         fs, _ = self._at("")
         paths = {self._at(name)[1]: name for name in names}
-        contents = fs.cat(list(paths), on_error="omit")
-        return {paths[path]: content for path, content in contents.items()}
+        contents = fs.cat(list(paths), on_error="return")
+        for content in contents.values():
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        return {paths[p]: c for p, c in contents.items() if isinstance(c, bytes)}
 
+    @_os_errors()
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """The names of the files directly in a folder with their sizes in bytes."""
+        """The names of the files directly in a folder with their sizes in bytes.
+
+        Raises `InputError` when the object store has no such bucket.
+        """
         fs, path = self._at(folder)
         try:
             infos = fs.ls(path, detail=True)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            answer = getattr(error.__cause__, "response", {})
+            if answer.get("Error", {}).get("Code") == "NoSuchBucket":
+                raise InputError(
+                    f"The bucket of {self.url} does not exist.", "Create it, or check the name."
+                ) from None
             return {}
         files = (info for info in infos if info["type"] == "file")
         return {posixpath.basename(info["name"]): int(info["size"]) for info in files}
 
+    @_os_errors()
     def delete(self, names: Sequence[str]) -> None:
         """Remove files; those that are not there are no error."""
         fs, _ = self._at("")
@@ -320,11 +382,16 @@ class Store:
         elif paths:
             fs.rm(paths)
 
+    @_os_errors()
     def delete_folder(self, name: str) -> None:
         """Remove a folder and all below it; one that is not there is no error."""
         fs, path = self._at(name)
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+        if self.local:
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+        elif files := fs.find(path):
+            # Not recursively: s3fs would name the folder too, which not every server takes.
+            fs.rm(files)
 
 
 def _sync_folder(folder: Path) -> None:
