@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from stand_in import StandIn
 
 from rankmill import job, pipeline
 from rankmill.config import ComputeConfig, load_config
+from stand_in import StandIn
 
 _CANDIDATES = 100
 _ROWS_A_FILE = 250_000

@@ -35,6 +35,7 @@ class Job:
                 "output.path": str(self.folder / "out"),
                 "model.name": self.model,
                 "model.precision": "fp32",
+                "compute.workers": 1,  # each worker takes seconds to import torch
             }
             | {key.replace("__", "."): value for key, value in settings.items()}
         )

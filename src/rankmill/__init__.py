@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from rankmill.config import RunConfig, load_config
 from rankmill.errors import RankmillError
 
+# At once, because the function and its module have one name.
+from rankmill.evaluate import Evaluation, evaluate
+
 if TYPE_CHECKING:
     from rankmill.dataset import rerank_dataset
-    from rankmill.evaluate import Evaluation, evaluate
     from rankmill.job import RunResult, rerank
     from rankmill.scorer import Scorer
 
@@ -35,7 +37,6 @@ __all__ = [
 
 # Ray, torch and transformers take seconds to import: each name brings only what it needs.
 _HOMES = {
-    "Evaluation": "rankmill.evaluate",
     "RunResult": "rankmill.job",
     "Scorer": "rankmill.scorer",
     "rerank": "rankmill.job",

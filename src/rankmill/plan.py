@@ -201,7 +201,8 @@ def _refuse_apart(
     order = np.argsort(keys, kind="stable")
     again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     if len(again):
-        first, second = int(starts[order[again[0]]]), int(starts[order[again[0] + 1]])
+        earliest = again[np.argmin(starts[order[again + 1]])]
+        first, second = int(starts[order[earliest]]), int(starts[order[earliest + 1]])
         raise InputError(
             f"The rows of {len(again)} candidate list(s) lie apart: the {source.query_key} of row "
             f"{first} comes again at row {second} (counted from 0 over all files in name order).",
