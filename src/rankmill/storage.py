@@ -147,7 +147,11 @@ def _list_one(path: str, profile: str | None) -> list[StoredFile]:
     fs, bare = filesystem(path, profile)
     if _GLOB & set(bare) and not fs.exists(bare):
         fixed = bare.rfind("/", 0, min(bare.index(c) for c in _GLOB & set(bare))) + 1
-        infos = {p: i for p, i in _glob(fs, bare).items() if _is_visible(p[fixed:])}
+        if "file" in _protocols(fs):  # fsspec would pass over symbolic links
+            infos = {p.rstrip("/"): fs.info(p) for p in glob.glob(bare, recursive=True)}
+        else:
+            infos = fs.glob(bare, detail=True)
+        infos = {path: info for path, info in infos.items() if _is_visible(path[fixed:])}
         files = [_stored(fs, p, info) for p, info in infos.items() if info["type"] == "file"]
         for root in (p for p, info in infos.items() if info["type"] == "directory"):
             files += _walk(fs, root)
@@ -167,27 +171,19 @@ def _walk(fs: AbstractFileSystem, root: str) -> list[StoredFile]:
     ]
 
 
-# fsspec's own ways through local folders pass over symbolic links and unreadable folders in
-# silence; rows would be lost.
-
-
-def _glob(fs: AbstractFileSystem, pattern: str) -> Infos:
-    if "file" not in _protocols(fs):
-        return cast(Infos, fs.glob(pattern, detail=True))
-    return {path.rstrip("/"): fs.info(path) for path in glob.glob(pattern, recursive=True)}
-
-
 def _find(fs: AbstractFileSystem, root: str) -> Infos:
     if "file" not in _protocols(fs):
         return cast(Infos, fs.find(root, detail=True))
 
+    # fsspec would pass over symbolic links and unreadable folders in silence.
     def refuse(error: OSError) -> None:
         raise error
 
     found: Infos = {}
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         below[:] = filter(_is_visible, below)
-        found |= {path: fs.info(path) for path in (os.path.join(folder, n) for n in names)}
+        paths = (os.path.join(folder, name) for name in names if _is_visible(name))
+        found |= {path: fs.info(path) for path in paths}
     return found
 
 
