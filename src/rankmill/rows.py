@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from rankmill.config import ColumnNames
+from rankmill.schema import is_text
 
 # Why a row cannot be scored, in the order in which they are looked for.
 NO_QUERY_ID = "query_id is null"
+BAD_QUERY_ID = "query_id is not valid UTF-8"
 NO_QUERY = "query is null or empty"
 NO_DOCUMENT = "document is null or empty"
 BAD_QUERY = "query is not valid UTF-8"
@@ -55,14 +57,16 @@ def flatten(table: pa.Table, column: str) -> tuple[pa.Table, npt.NDArray[np.int6
     lists = table.column(column).combine_chunks()
     if isinstance(lists, pa.ChunkedArray):
         lists = lists.chunk(0) if lists.num_chunks else pa.array([], lists.type)
-    parents = pc.list_parent_indices(lists)
     structs = pc.list_flatten(lists)
-    outer = table.drop_columns([column]).take(parents)
+    # Not `list_parent_indices`: it counts what lies under null lists, which are left out above.
+    sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    parents = np.repeat(np.arange(len(lists), dtype=np.int64), sizes)
+    outer = table.drop_columns([column]).take(pa.array(parents))
     fields = list(structs.type)
     # `struct_field` honours the struct's own nulls; `.field` would not.
     inner = [pc.struct_field(structs, index) for index in range(len(fields))]
     flat = pa.table([*outer.columns, *inner], schema=pa.schema([*outer.schema, *fields]))
-    return flat, parents.to_numpy(zero_copy_only=False).astype(np.int64)
+    return flat, parents
 
 
 def check(
@@ -77,7 +81,10 @@ def check(
     document = _joined([text for text, _ in parts])
 
     key = candidate_key(table, columns, has_query_id)
-    no_id = _mask(pc.is_null(key)) if has_query_id else np.zeros(rows, bool)
+    no_id = bad_id = np.zeros(rows, bool)
+    if has_query_id and columns.query_id is not None:
+        no_id = _mask(pc.is_null(table.column(columns.query_id)))
+        bad_id = _mask(pc.is_null(key)) & ~no_id
 
     reason = np.full(rows, None, dtype=object)
     for mask, why in (
@@ -87,6 +94,7 @@ def check(
         (_empty(query), NO_QUERY),
         (bad_document, BAD_DOCUMENT),
         (bad_query, BAD_QUERY),
+        (bad_id, BAD_QUERY_ID),
         (no_id, NO_QUERY_ID),
     ):
         reason[mask] = why
@@ -113,7 +121,8 @@ def candidate_key(table: pa.Table, columns: ColumnNames, has_query_id: bool) -> 
     Null where a row belongs to no list; such a row does not interrupt the list around it.
     """
     if has_query_id and columns.query_id is not None:
-        return _plain(table.column(columns.query_id))
+        column = table.column(columns.query_id)
+        return _valid_text(column)[0] if is_text(column.type) else _plain(column)
     text, _ = _valid_text(table.column(columns.query))
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
 
@@ -156,6 +165,9 @@ def _joined(parts: list[pa.Array]) -> pa.Array:
     if len(parts) == 1:
         return parts[0]
     space = pa.scalar(" ", pa.large_string())
+    # Arrow 26 leaves out the row where every part is null.
+    nothing = pa.array(np.logical_and.reduce([_mask(pc.is_null(part)) for part in parts]))
+    parts = [pc.if_else(nothing, pa.scalar("", pa.large_string()), parts[0]), *parts[1:]]
     return pc.binary_join_element_wise(*parts, space, null_handling="skip")
 
 

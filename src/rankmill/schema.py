@@ -54,7 +54,8 @@ def unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     """One schema for several files: the first file's columns, then what later files add.
 
     A column that some files lack becomes nullable; integers are promoted to the wider type; text
-    types that differ become large_string; metadata is dropped (pandas' describes another table).
+    types that differ become large_string, and so do views, for which Arrow 26 has no `take`;
+    metadata is dropped (pandas' describes another table).
 
     Raises `InputError` naming the file, the column and both types when they cannot be unified.
     """
@@ -66,16 +67,38 @@ def unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
                 f"{file} has the column {', '.join(twice)} more than once.", "Rename one of them."
             )
         for field in schema:
-            first_file, known = merged.setdefault(field.name, (file, field.type))
-            wider = _wider(known, field.type)
+            found = _without_views(field.type)
+            first_file, known = merged.setdefault(field.name, (file, found))
+            wider = _wider(known, found)
             if wider is None:
                 raise InputError(
-                    f"The column {field.name} is {known} in {first_file} but {field.type} "
-                    f"in {file}.",
+                    f"The column {field.name} is {known} in {first_file} but {found} in {file}.",
                     "Write all files with one type, or give them to separate runs.",
                 )
             merged[field.name] = (first_file, wider)
     return pa.schema([pa.field(name, data_type) for name, (_, data_type) in merged.items()])
+
+
+def _without_views(data_type: pa.DataType) -> pa.DataType:
+    if pat.is_string_view(data_type):
+        return pa.large_string()
+    if pat.is_binary_view(data_type):
+        return pa.large_binary()
+    if pat.is_struct(data_type):
+        return pa.struct([_field_without_views(field) for field in data_type])
+    if pat.is_map(data_type):
+        key, item = (_field_without_views(f) for f in (data_type.key_field, data_type.item_field))
+        return pa.map_(key, item, data_type.keys_sorted)
+    if not is_list(data_type):
+        return data_type
+    value = _field_without_views(data_type.value_field)
+    if pat.is_fixed_size_list(data_type):
+        return pa.list_(value, data_type.list_size)
+    return pa.large_list(value) if pat.is_large_list(data_type) else pa.list_(value)
+
+
+def _field_without_views(field: pa.Field) -> pa.Field:
+    return field.with_type(_without_views(field.type))
 
 
 def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:

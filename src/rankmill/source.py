@@ -53,9 +53,6 @@ class Source:
     has_query_id: bool
     profile: str | None
 
-    def __reduce__(self) -> tuple[Any, ...]:  # Arrow schemas pickle; frozen slots need no state
-        return (Source, tuple(getattr(self, name) for name in self.__dataclass_fields__))
-
     @property
     def query_key(self) -> str:
         """The column whose equal consecutive values make one candidate list."""
@@ -122,7 +119,8 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
     pair_schema = _pair_schema(layout, config.columns, table_schema)
     where = files[0].url if len(files) == 1 else f"{files[0].url} and {len(files) - 1} more"
     has_query_id = _check_columns(config.columns, pair_schema, where)
-    leaves = _text_leaves(config.columns, layout)
+    # Names that a Parquet leaf path may start or end with when it holds text to be scored.
+    leaves = frozenset([config.columns.query, *config.columns.document_parts])
     return Source(
         files=tuple(files),
         partitions=tuple(tuple(p.items()) for p in partitions),
@@ -158,7 +156,7 @@ def _partitions(urls: list[str]) -> tuple[pa.Schema, list[dict[str, Any]]]:
     fields = []
     for name in names:
         values = [v[name] for v in raw if v.get(name, _HIVE_NULL) != _HIVE_NULL]
-        whole = bool(values) and all(v.removeprefix("-").isdecimal() for v in values)
+        whole = bool(values) and all(_is_int64(value) for value in values)
         fields.append(pa.field(name, pa.int64() if whole else pa.string()))
     partitions = [
         {
@@ -170,6 +168,10 @@ def _partitions(urls: list[str]) -> tuple[pa.Schema, list[dict[str, Any]]]:
         for values in raw
     ]
     return pa.schema(fields), partitions
+
+
+def _is_int64(text: str) -> bool:
+    return text.removeprefix("-").isdecimal() and -(2**63) <= int(text) < 2**63
 
 
 def _layout(config: InputConfig, table: pa.Schema) -> Layout:
@@ -232,11 +234,6 @@ def _check_columns(columns: ColumnNames, pairs: pa.Schema, where: str) -> bool:
                 f"The column {name} ({role}) must hold {expected}, found {found} in {where}."
             )
     return has_query_id
-
-
-def _text_leaves(columns: ColumnNames, layout: Layout) -> frozenset[str]:
-    """Names that a Parquet leaf path may start or end with when it holds text to be scored."""
-    return frozenset([columns.query, *columns.document_parts])
 
 
 def _row_group(
