@@ -57,6 +57,28 @@ def settings(
 
 
 @app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for the demo's input and output.")
+    ] = Path("demo-output"),
+) -> None:
+    """Rerank a real search problem with the embedded model, in about a minute.
+
+    [bold]Example[/]
+
+      rankmill demo --output /tmp/rankmill-demo
+    """
+    # Its packages belong to the extra `demo`.
+    from rankmill.demo.run import run_demo
+
+    with _own_stdout() as stdout:
+        out = Console(file=stdout, highlight=False)
+        with console.progress() as tell:
+            found = run_demo(output, lambda line: out.print(line, soft_wrap=True), tell)
+        console.print_demo(out, found)
+
+
+@app.command()
 def rerank(
     config: ConfigFile = None,
     input_: InputOption = None,

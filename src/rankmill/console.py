@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
 from rankmill.evaluate import Evaluation
 from rankmill.job import Prepared
@@ -203,6 +204,33 @@ def evaluation_table(found: Evaluation) -> Table:
             f"{row.p_value:.4f}",
         )
     return table
+
+
+def print_demo(out: Console, found: DemoResult) -> None:
+    """What the demo found, and what to do next."""
+    out.print(evaluation_table(found.evaluation))
+    out.print("\n[bold]Three questions[/] (first answers before and after; ✓ is a right one)")
+    for sample in found.samples:
+        table = Table(title=escape(sample.question), title_justify="left", box=None)
+        table.add_column("BM25", no_wrap=True)
+        table.add_column("reranked", no_wrap=True)
+        for before, after in zip(sample.before, sample.after):
+            table.add_row(
+                *(f"{'✓' if right else ' '} {escape(doc)}" for doc, right in (before, after))
+            )
+        out.print(table)
+    run = found.run
+    seconds, rate = run.manifest["seconds"], run.manifest["pairs_per_second"]
+    lines = (
+        f"Done: {run.counters.pairs_scored:,} pairs in {duration(seconds)} ({rate:,.0f} pairs/s).",
+        f"Ranked table:  {run.output}",
+        f"What was done: {run.output}/_rankmill/manifest.json",
+        "",
+        "Now your own table (Parquet with query_id, query, doc_id, document):",
+        "  rankmill rerank --input candidates.parquet --output ranked --model demo",
+    )
+    for line in lines:
+        out.print(line, soft_wrap=True)
 
 
 def counts_line(found: Evaluation) -> str:

@@ -14,12 +14,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,16 +25,22 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytrec_eval
 
-from rankmill import schema, storage
 from rankmill.errors import ConfigError, InputError
+from rankmill.qrels import (
+    Ints,
+    TableSource,
+    column_names,
+    ids_of,
+    number_documents,
+    numbers,
+    read_columns,
+    read_judgements,
+)
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Grades: TypeAlias = dict[str, dict[str, int]]
-Source: TypeAlias = pd.DataFrame | pa.Table | str | Path | Sequence[str | Path]
 
 METRICS = ("ndcg@10", "map@10", "mrr@10", "hit@10", "recall@100")
 
@@ -49,8 +53,6 @@ _TREC = {
     "recall": "recall",
     "precision": "P",
 }
-# trec_eval fills an array as long as the highest relevance: 10^8 took 1.3 s, 2^31 45 s.
-_HIGHEST_RELEVANCE = 1_000_000
 # A p-value of 0.05 then has a standard error of 0.002.
 _RESAMPLES, _SEED = 10_000, 0
 # Cells of a resampling matrix held at once (32 MiB of float64).
@@ -94,18 +96,9 @@ class _Measure(NamedTuple):
     cut: int
 
 
-class _Judgements(NamedTuple):
-    """One judgement a (query, document), of judged queries only; all but `queries` parallel."""
-
-    queries: pa.Array  # unique ids
-    query: Ints  # numbers into `queries`
-    document: pa.Array  # ids
-    grade: Ints  # from 0
-
-
 def evaluate(
-    ranked: Source,
-    qrels: Source,
+    ranked: TableSource,
+    qrels: TableSource,
     *,
     metrics: Sequence[str] | str = METRICS,
     baseline: str | None = None,
@@ -131,14 +124,14 @@ def evaluate(
     """
     measures = _measures(metrics)
     table, orders = _read_ranked(ranked, prefix, baseline)
-    judged = _judgements(_read_qrels(qrels))
-    query_ids = _ids(table, "query_id", "ranked table")
+    judged = read_judgements(qrels)
+    query_ids = ids_of(table, "query_id", "ranked table")
     unjudged = _unjudged_queries(query_ids, judged.queries)
-    query = _numbers(query_ids, judged.queries)
+    query = numbers(query_ids, judged.queries)
     rows = np.flatnonzero(query >= 0)
     query = query[rows]
-    doc_ids = _ids(table, "doc_id", "ranked table").take(pa.array(rows))
-    document, judged_document = _number_documents(doc_ids, judged.document)
+    doc_ids = ids_of(table, "doc_id", "ranked table").take(pa.array(rows))
+    document, judged_document = number_documents(doc_ids, judged.document)
     # Numbers stand in for ids: trec_eval reads ids as C strings, which real ones need not be.
     grades: Grades = {str(number): {} for number in range(len(judged.queries))}
     for number, doc, grade in zip(judged.query, judged_document, judged.grade, strict=True):
@@ -185,139 +178,21 @@ def _measures(metrics: Sequence[str] | str) -> list[_Measure]:
     return measures
 
 
-def _read_ranked(source: Source, prefix: str, baseline: str | None) -> tuple[pa.Table, list[str]]:
+def _read_ranked(
+    source: TableSource, prefix: str, baseline: str | None
+) -> tuple[pa.Table, list[str]]:
     """The columns that are needed, and those of them that order: the ranking's, the baseline's."""
-    names = _column_names(source)
+    names = column_names(source)
     rank, score = f"{prefix}rank", f"{prefix}score"
     order = next((name for name in (rank, score) if name in names), f"{rank} or {score}")
     orders = [order] if baseline is None else [order, baseline]
-    return _read(source, ["query_id", "doc_id", *orders], names, "ranked table"), orders
-
-
-def _column_names(source: Source) -> list[str]:
-    if isinstance(source, pd.DataFrame):
-        return [str(name) for name in source.columns]
-    if isinstance(source, pa.Table):
-        return list(source.column_names)
-    first = storage.list_files(_paths(source))[0].url
-    with storage.reaching(first), storage.open_input(first) as file:
-        try:
-            return list(pq.read_schema(file).names)
-        except pa.ArrowInvalid:
-            raise InputError(f"{first} is not a Parquet file.") from None
-
-
-def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
-    return [str(source)] if isinstance(source, str | Path) else [str(path) for path in source]
-
-
-def _read(source: Source, columns: list[str], names: list[str], where: str) -> pa.Table:
-    columns = list(dict.fromkeys(columns))
-    missing = [column for column in columns if column not in names]
-    if missing:
-        raise InputError(
-            f"The {where} has no column {', '.join(missing)}.",
-            f"Its columns are {', '.join(names)}.",
-        )
-    if isinstance(source, pd.DataFrame):
-        return pa.table({column: _from_pandas(source[column]) for column in columns})
-    if isinstance(source, pa.Table):
-        return source.select(columns)
-    return storage.read_table(_paths(source), columns)
-
-
-def _from_pandas(series: pd.Series) -> pa.Array:
-    try:
-        return pa.array(series, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        # An object column of both 1 and "1", which pandas allows and Arrow does not.
-        return pa.array(series.map(str, na_action="ignore"), from_pandas=True)
-
-
-def _read_qrels(source: Source) -> pa.Table:
-    """Judgements as query_id, doc_id, relevance, whatever they come as."""
-    columns = ["query_id", "doc_id", "relevance"]
-    if not isinstance(source, pd.DataFrame | pa.Table):
-        urls = [file.url for file in storage.list_files(_paths(source))]
-        with storage.reaching(urls[0]), storage.open_input(urls[0]) as file:
-            is_parquet = file.read(4) == b"PAR1"
-        if not is_parquet:
-            found = [judgement for url in urls for judgement in _text_judgements(url)]
-            return pa.table([[row[at] for row in found] for at in range(3)], names=columns)
-    return _read(source, columns, _column_names(source), "table of qrels")
-
-
-def _text_judgements(url: str) -> Iterator[tuple[str, str, int]]:
-    """The judgements of a TREC or BEIR file, told apart by the first line."""
-    with storage.reaching(url), storage.open_input(url) as file:
-        content = file.read()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"The qrels {url} are neither Parquet nor UTF-8 text.") from None
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    # BEIR ids may contain spaces, so that format is split at tabs alone.
-    tabbed = bool(lines) and lines[0][1].count("\t") == 2
-    ids = r"([^\t]+)\t([^\t]+)\t" if tabbed else r"(\S+)\s+\S+\s+(\S+)\s+"
-    for number, line in lines:
-        match = re.fullmatch(ids + r"(-?\d{1,18})", line.strip(), re.ASCII)
-        if match is not None:
-            yield match[1], match[2], int(match[3])
-        elif not (tabbed and number == lines[0][0]):  # BEIR's header
-            raise InputError(
-                f"Line {number} of the qrels {url} is not a judgement.",
-                "Write: query, iteration, document, integer relevance; or, between tabs under a "
-                "header, query, document, integer relevance.",
-            )
-
-
-def _judgements(table: pa.Table) -> _Judgements:
-    query_ids, doc_ids = (_ids(table, name, "table of qrels") for name in ("query_id", "doc_id"))
-    if query_ids.null_count or doc_ids.null_count:
-        raise InputError("The qrels hold a null query_id or doc_id.", "Drop such rows.")
-    grade = _relevance(table.column("relevance"))
-    queries = pc.unique(query_ids.filter(pa.array(grade > 0)))
-    if len(queries) == 0:
-        raise InputError(f"None of the {len(table)} qrels has a relevance above 0.")
-    query, (document, _) = _numbers(query_ids, queries), _number_documents(doc_ids, doc_ids)
-    frame = pd.DataFrame({"query": query, "document": document, "grade": grade})
-    frame = frame[query >= 0].drop_duplicates()
-    rows, twice = frame.index.to_numpy(), frame.index[frame.duplicated(["query", "document"])]
-    if len(twice):
-        one, of = doc_ids[twice[0]], query_ids[twice[0]]
-        raise InputError(f"The qrels judge document {one} of query {of} twice and differently.")
-    return _Judgements(queries, query[rows], doc_ids.take(pa.array(rows)), grade[rows])
-
-
-def _relevance(column: pa.ChunkedArray) -> Ints:
-    try:
-        grade = pc.cast(column, pa.int64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        grade = pa.nulls(len(column), pa.int64())
-    if grade.null_count or (pc.max(grade).as_py() or 0) > _HIGHEST_RELEVANCE:
-        raise InputError(
-            f"relevance ({column.type}) of the qrels must be integers up to {_HIGHEST_RELEVANCE}."
-        )
-    # Some collections mark spam with -2; to every measure here that is not relevant.
-    return np.maximum(np.asarray(grade.to_numpy(), np.int64), 0)
-
-
-def _ids(table: pa.Table, column: str, where: str) -> pa.Array:
-    """A column of ids as large_string."""
-    ids = table.column(column)
-    # pandas turns a column of integers into floats as soon as one is missing.
-    with contextlib.suppress(pa.ArrowInvalid):
-        ids = pc.cast(ids, pa.int64()) if pa.types.is_floating(ids.type) else ids
-    if not (schema.is_id(ids.type) or pa.types.is_null(ids.type)):
-        raise InputError(f"{column} of the {where} is {ids.type}; ids are text or integers.")
-    ids = pc.cast(pc.cast(ids, schema.value_type(ids.type)), pa.large_string())
-    return pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], pa.large_string())
+    return read_columns(source, ["query_id", "doc_id", *orders], names, "ranked table"), orders
 
 
 def _unjudged_queries(ranked: pa.Array, judged: pa.Array) -> int:
     """How many ranked queries have no judgement. Raises `InputError` when that is all of them."""
     queries = pc.unique(ranked.drop_null())
-    unjudged = int((_numbers(queries, judged) < 0).sum())
+    unjudged = int((numbers(queries, judged) < 0).sum())
     if unjudged == len(queries):
         raise InputError(
             f"None of the {len(queries)} ranked queries is among the {len(judged)} judged ones: "
@@ -325,19 +200,6 @@ def _unjudged_queries(ranked: pa.Array, judged: pa.Array) -> int:
             "Check that both are of one collection and name its queries alike.",
         )
     return unjudged
-
-
-def _numbers(ids: pa.Array, known: pa.Array) -> Ints:
-    """The position of each id among the known ones, -1 for the others and null."""
-    return np.asarray(pc.fill_null(pc.index_in(ids, known), -1), np.int64)
-
-
-def _number_documents(ranked: pa.Array, judged: pa.Array) -> tuple[Ints, Ints]:
-    """Numbers for document ids, the same in both; each null gets a number of its own."""
-    known = pc.unique(pa.concat_arrays([ranked, judged]).drop_null())
-    numbers = _numbers(ranked, known)
-    numbers[numbers < 0] = len(known) + np.arange((numbers < 0).sum())
-    return numbers, _numbers(judged, known)
 
 
 def _order_key(table: pa.Table, column: str) -> Floats:

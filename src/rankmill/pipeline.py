@@ -12,6 +12,8 @@ import contextlib
 import logging
 import math
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -107,13 +109,24 @@ def connected(config: ComputeConfig) -> Iterator[None]:
 
 def _start_local() -> None:
     # Ray's C++ core prints harmless errors of Ray Data's own making (ray-project/ray#53727) to
-    # the driver's stderr. The variable is read once, by the processes that start here.
-    had = os.environ.get(_LOG_LEVEL)
-    os.environ.setdefault(_LOG_LEVEL, "fatal")
-    try:
+    # the driver's stderr, and a line about the variable that stops it. It is read once, here.
+    if _LOG_LEVEL in os.environ:
         ray.init(**_LOCAL)
-    finally:
-        if had is None:
+        return
+    os.environ[_LOG_LEVEL] = "fatal"
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            ray.init(**_LOCAL)
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
             del os.environ[_LOG_LEVEL]
 
 

@@ -21,8 +21,11 @@ from rankmill.errors import InputError
 from rankmill.source import RowGroup, Source
 
 # A shard's work: about a minute on one worker of the slow kind. One core of a 2026 server CPU
-# does 60 to 100 GFLOP/s on small encoders in bf16 through torch.
+# does 60 to 100 GFLOP/s on small encoders in bf16 through torch. A small input is cut into
+# SMALL_PLAN shards, so that a laptop's cores all have work, but not into shards below seconds.
 SHARD_OPERATIONS = 5e12
+SHARD_OPERATIONS_LEAST = 2.5e11
+SMALL_PLAN = 16
 SHARD_PAIRS = 16_384
 SHARD_TEXT_BYTES = 64 << 20
 # Bytes of UTF-8 a token: 4 to 5 in English, 4 to 6 in Japanese (3 bytes a character).
@@ -231,10 +234,11 @@ class _Work:
         return np.interp(row, self._rows, self._tokens)
 
     def shares(self, row: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
-        """Each measure as a share of what one shard may hold."""
+        """Each measure as a share of what one shard may hold. `row` ends with the last row."""
         operations = self.tokens_before(row) * self._operations_per_token
+        most = min(SHARD_OPERATIONS, max(operations[-1] / SMALL_PLAN, SHARD_OPERATIONS_LEAST))
         return [
-            operations / SHARD_OPERATIONS,
+            operations / most,
             self.pairs_before(row) / SHARD_PAIRS,
             np.interp(row, self._rows, self._bytes) / SHARD_TEXT_BYTES,
         ]

@@ -1,0 +1,174 @@
+"""Judgements: which documents answer which query, as Parquet, TREC or BEIR files have them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rankmill import schema, storage
+from rankmill.errors import InputError
+
+Ints = npt.NDArray[np.int64]
+TableSource: TypeAlias = pd.DataFrame | pa.Table | str | Path | Sequence[str | Path]
+
+# trec_eval fills an array as long as the highest relevance: 10^8 took 1.3 s, 2^31 45 s.
+_HIGHEST_RELEVANCE = 1_000_000
+
+
+class Judgements(NamedTuple):
+    """One judgement a (query, document), of judged queries only; all but `queries` parallel."""
+
+    queries: pa.Array  # unique ids
+    query: Ints  # numbers into `queries`
+    document: pa.Array  # ids
+    grade: Ints  # from 0
+
+
+def read_judgements(source: TableSource) -> Judgements:
+    """The judgements of judged queries (those with a relevance above 0).
+
+    source: a frame, a table or Parquet with `query_id, doc_id, relevance`, TREC qrels or BEIR TSV.
+
+    Raises `InputError` for what cannot be read, is empty, or judges a pair twice differently.
+    """
+    table = _read_qrels(source)
+    query_ids, doc_ids = (ids_of(table, name, "table of qrels") for name in ("query_id", "doc_id"))
+    if query_ids.null_count or doc_ids.null_count:
+        raise InputError("The qrels hold a null query_id or doc_id.", "Drop such rows.")
+    grade = _relevance(table.column("relevance"))
+    queries = pc.unique(query_ids.filter(pa.array(grade > 0)))
+    if len(queries) == 0:
+        raise InputError(f"None of the {len(table)} qrels has a relevance above 0.")
+    query, (document, _) = numbers(query_ids, queries), number_documents(doc_ids, doc_ids)
+    frame = pd.DataFrame({"query": query, "document": document, "grade": grade})
+    frame = frame[query >= 0].drop_duplicates()
+    rows, twice = frame.index.to_numpy(), frame.index[frame.duplicated(["query", "document"])]
+    if len(twice):
+        one, of = doc_ids[twice[0]], query_ids[twice[0]]
+        raise InputError(f"The qrels judge document {one} of query {of} twice and differently.")
+    return Judgements(queries, query[rows], doc_ids.take(pa.array(rows)), grade[rows])
+
+
+def _read_qrels(source: TableSource) -> pa.Table:
+    """Judgements as query_id, doc_id, relevance, whatever they come as."""
+    columns = ["query_id", "doc_id", "relevance"]
+    if not isinstance(source, pd.DataFrame | pa.Table):
+        urls = [file.url for file in storage.list_files(_paths(source))]
+        with storage.reaching(urls[0]), storage.open_input(urls[0]) as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if not is_parquet:
+            found = [judgement for url in urls for judgement in _text_judgements(url)]
+            return pa.table([[row[at] for row in found] for at in range(3)], names=columns)
+    return read_columns(source, columns, column_names(source), "table of qrels")
+
+
+def _text_judgements(url: str) -> Iterator[tuple[str, str, int]]:
+    """The judgements of a TREC or BEIR file, told apart by the first line."""
+    with storage.reaching(url), storage.open_input(url) as file:
+        content = file.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"The qrels {url} are neither Parquet nor UTF-8 text.") from None
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    # BEIR ids may contain spaces, so that format is split at tabs alone.
+    tabbed = bool(lines) and lines[0][1].count("\t") == 2
+    ids = r"([^\t]+)\t([^\t]+)\t" if tabbed else r"(\S+)\s+\S+\s+(\S+)\s+"
+    for number, line in lines:
+        match = re.fullmatch(ids + r"(-?\d{1,18})", line.strip(), re.ASCII)
+        if match is not None:
+            yield match[1], match[2], int(match[3])
+        elif not (tabbed and number == lines[0][0]):  # BEIR's header
+            raise InputError(
+                f"Line {number} of the qrels {url} is not a judgement.",
+                "Write: query, iteration, document, integer relevance; or, between tabs under a "
+                "header, query, document, integer relevance.",
+            )
+
+
+def _relevance(column: pa.ChunkedArray) -> Ints:
+    try:
+        grade = pc.cast(column, pa.int64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        grade = pa.nulls(len(column), pa.int64())
+    if grade.null_count or (pc.max(grade).as_py() or 0) > _HIGHEST_RELEVANCE:
+        raise InputError(
+            f"relevance ({column.type}) of the qrels must be integers up to {_HIGHEST_RELEVANCE}."
+        )
+    # Some collections mark spam with -2; to every measure here that is not relevant.
+    return np.maximum(np.asarray(grade.to_numpy(), np.int64), 0)
+
+
+def ids_of(table: pa.Table, column: str, where: str) -> pa.Array:
+    """A column of ids as large_string."""
+    ids = table.column(column)
+    # pandas turns a column of integers into floats as soon as one is missing.
+    with contextlib.suppress(pa.ArrowInvalid):
+        ids = pc.cast(ids, pa.int64()) if pa.types.is_floating(ids.type) else ids
+    if not (schema.is_id(ids.type) or pa.types.is_null(ids.type)):
+        raise InputError(f"{column} of the {where} is {ids.type}; ids are text or integers.")
+    ids = pc.cast(pc.cast(ids, schema.value_type(ids.type)), pa.large_string())
+    return pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], pa.large_string())
+
+
+def numbers(ids: pa.Array, known: pa.Array) -> Ints:
+    """The position of each id among the known ones, -1 for the others and null."""
+    return np.asarray(pc.fill_null(pc.index_in(ids, known), -1), np.int64)
+
+
+def number_documents(ranked: pa.Array, judged: pa.Array) -> tuple[Ints, Ints]:
+    """Numbers for document ids, the same in both; each null gets a number of its own."""
+    known = pc.unique(pa.concat_arrays([ranked, judged]).drop_null())
+    found = numbers(ranked, known)
+    found[found < 0] = len(known) + np.arange((found < 0).sum())
+    return found, numbers(judged, known)
+
+
+def column_names(source: TableSource) -> list[str]:
+    if isinstance(source, pd.DataFrame):
+        return [str(name) for name in source.columns]
+    if isinstance(source, pa.Table):
+        return list(source.column_names)
+    first = storage.list_files(_paths(source))[0].url
+    with storage.reaching(first), storage.open_input(first) as file:
+        try:
+            return list(pq.read_schema(file).names)
+        except pa.ArrowInvalid:
+            raise InputError(f"{first} is not a Parquet file.") from None
+
+
+def read_columns(source: TableSource, columns: list[str], names: list[str], where: str) -> pa.Table:
+    columns = list(dict.fromkeys(columns))
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise InputError(
+            f"The {where} has no column {', '.join(missing)}.",
+            f"Its columns are {', '.join(names)}.",
+        )
+    if isinstance(source, pd.DataFrame):
+        return pa.table({column: _from_pandas(source[column]) for column in columns})
+    if isinstance(source, pa.Table):
+        return source.select(columns)
+    return storage.read_table(_paths(source), columns)
+
+
+def _from_pandas(series: pd.Series) -> pa.Array:
+    try:
+        return pa.array(series, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        # An object column of both 1 and "1", which pandas allows and Arrow does not.
+        return pa.array(series.map(str, na_action="ignore"), from_pandas=True)
+
+
+def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(source)] if isinstance(source, str | Path) else [str(path) for path in source]
