@@ -206,8 +206,9 @@ def _refuse_apart(
     if len(again):
         earliest = again[np.argmin(starts[order[again + 1]])]
         first, second = int(starts[order[earliest]]), int(starts[order[earliest + 1]])
+        apart = len(np.unique(keys[order[again]]))
         raise InputError(
-            f"The rows of {len(again)} candidate list(s) lie apart: the {source.query_key} of row "
+            f"The rows of {apart} candidate list(s) lie apart: the {source.query_key} of row "
             f"{first} comes again at row {second} (counted from 0 over all files in name order).",
             f"Sort the input by {source.query_key} and run again.",
         )
