@@ -130,7 +130,8 @@ def kept_tokens(
             kept_query = np.minimum(query, min(rules.max_query_tokens, room))
         else:
             share, of = _QUERY_SHARE
-            kept_query = np.where(query < room, query, min(rules.max_length * share // of, room))
+            fits = (query < room) | (query + document <= room)
+            kept_query = np.where(fits, query, min(rules.max_length * share // of, room))
         kept_document = np.minimum(document, room - kept_query)
         return kept_query.astype(np.int32), kept_document.astype(np.int32)
     if rules.max_query_tokens is not None:
@@ -178,15 +179,19 @@ class PairTokenizer:
         """Load from a local folder. Raises `ModelError` when there is no usable tokenizer."""
         from transformers import AutoTokenizer
 
+        remedy = "The folder needs tokenizer.json, or the vocabulary files of its tokenizer."
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise ModelError(
-                f"The tokenizer in {folder} cannot be loaded: {error}.",
-                "The folder needs tokenizer.json, or the vocabulary files of its tokenizer.",
+                f"The tokenizer in {folder} cannot be loaded: {error}.", remedy
             ) from error
+        # Without its files transformers makes one that knows special tokens only.
+        files = tokenizer.vocab_files_names.values()
+        if not any(Path(folder, name).is_file() for name in files):
+            raise ModelError(f"{folder} has no tokenizer ({' or '.join(files)}).", remedy)
         return cls(tokenizer, rules)
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
@@ -269,6 +274,11 @@ def probe_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     types = encoded.get("token_type_ids") or [0] * len(ids)
     first = [i for i, o in enumerate(owner) if o == 0]
     second = [i for i, o in enumerate(owner) if o == 1]
+    if not first or not second or first[-1] > second[0]:
+        raise ModelError(
+            f"{type(tokenizer).__name__} does not put the first text of a pair before the second.",
+            "This tokenizer is not supported in this version.",
+        )
     parts = [
         range(0, first[0]),
         range(first[0], first[-1] + 1),
