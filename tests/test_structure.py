@@ -1,0 +1,231 @@
+"""The shape of the code: imports go downward, heavy packages stay where they belong."""
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import rankmill
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "rankmill"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+# From the bottom up. A module imports only from rows above its own; a package is one unit.
+LAYERS = [
+    ["errors"],
+    ["schema"],
+    ["config", "storage"],
+    # Pure, without Ray and without torch.
+    ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
+    ["lease", "models", "plan"],
+    ["runs", "scorer"],
+    ["output", "stages"],
+    # On Ray.
+    ["read"],
+    ["commit"],
+    ["pipeline"],
+    # Whole runs, and readers of committed output.
+    ["progress"],
+    ["dataset", "evaluate", "job", "status"],
+    ["demo"],
+    ["console"],
+    ["__init__", "cli"],
+]
+LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+
+RAY = {"read", "commit", "pipeline"}
+TORCH = {"models.torch_encoder", "demo.judge"}  # demo.judge: run by hand, to train the demo's model
+TRANSFORMERS = TORCH
+
+
+def name_of(path):
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def unit_of(path):
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+@cache
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(node):
+    """Full names of everything imported in a tree, as `package.name`."""
+    for found in ast.walk(node):
+        if isinstance(found, ast.Import):
+            yield from (alias.name for alias in found.names)
+        elif isinstance(found, ast.ImportFrom):
+            yield from (f"{found.module}.{alias.name}" for alias in found.names)
+
+
+def imported_at_once(path):
+    """Imports that run when the module is imported: not in functions, not for type checkers."""
+    for node in tree_of(path).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from imports(node)
+
+
+def packages(names):
+    return {name.split(".")[0] for name in names}
+
+
+def modules_that(condition):
+    return {name_of(path) for path in MODULES if condition(path)}
+
+
+# Layers
+
+
+def test_every_module_has_a_place():
+    assert {unit_of(path) for path in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_downward(path):
+    unit = unit_of(path)
+    used = {name.split(".")[1] for name in imports(tree_of(path)) if name.startswith("rankmill.")}
+    wrong = {other for other in used - {unit} if LEVEL[other] >= LEVEL[unit]}
+    assert not wrong, f"{unit} may not import {wrong}"
+
+
+def test_all_imports_are_absolute():
+    relative = modules_that(
+        lambda path: any(
+            isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree_of(path))
+        )
+    )
+    assert relative == set()
+
+
+# Heavy packages
+
+
+def test_ray_stays_in_three_modules():
+    assert modules_that(lambda path: "ray" in packages(imported_at_once(path))) == RAY
+    # For type checkers only: the public signature of rerank_dataset.
+    assert modules_that(lambda path: "ray" in packages(imports(tree_of(path)))) == {*RAY, "dataset"}
+
+
+def test_torch_stays_with_the_models():
+    assert modules_that(lambda path: "torch" in packages(imported_at_once(path))) == TORCH
+    # Inside a function, and only where a GPU may be wanted.
+    assert modules_that(lambda path: "torch" in packages(imports(tree_of(path)))) == {
+        *TORCH,
+        "profile",
+    }
+
+
+def test_transformers_is_imported_late_outside_the_models():
+    assert modules_that(lambda path: "transformers" in packages(imported_at_once(path))) == (
+        TRANSFORMERS
+    )
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_package_loads_without_ray_torch_and_transformers():
+    assert not loaded_by("import rankmill") & {"ray", "torch", "transformers"}
+
+
+def test_planning_and_ranking_load_without_ray_and_torch():
+    pure = "from rankmill import plan, tokens, rank, rows, source, batches, schema, runs, output"
+    assert not loaded_by(pure) & {"ray", "torch", "transformers"}
+
+
+def test_jobs_are_thin():
+    assert "rankmill.cli" in set(imports(tree_of(ROOT / "jobs" / "rerank.py")))
+    assert len((ROOT / "jobs" / "rerank.py").read_text().splitlines()) < 40
+
+
+# Names
+
+
+def test_the_public_names():
+    assert set(rankmill.__all__) == {
+        "Evaluation",
+        "RankmillError",
+        "RunConfig",
+        "RunResult",
+        "Scorer",
+        "evaluate",
+        "load_config",
+        "rerank",
+        "rerank_dataset",
+    }
+
+
+@pytest.mark.parametrize("name", rankmill.__all__)
+def test_a_public_name_is_there_and_documented(name):
+    assert getattr(rankmill, name).__doc__
+
+
+def test_other_names_are_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'rerank_everything'"):
+        rankmill.rerank_everything  # noqa: B018
+
+
+VAGUE = re.compile(r"(^|_)(utils?|helpers?|managers?|misc|common)(_|$)", re.IGNORECASE)
+
+
+def test_no_module_or_definition_has_a_vague_name():
+    names = [part for path in MODULES for part in name_of(path).split(".")]
+    for path in MODULES:
+        names += [
+            node.name
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        ]
+    assert [name for name in names if VAGUE.search(name)] == []
+
+
+# Size and documentation
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_is_over_400_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def undocumented(node, prefix):
+    if not ast.get_docstring(node):
+        yield prefix
+    for below in node.body:
+        public = isinstance(below, ast.FunctionDef | ast.ClassDef) and below.name[0] != "_"
+        if public and not isinstance(node, ast.FunctionDef):
+            yield from undocumented(below, f"{prefix}.{below.name}")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_public_definition_says_what_it_is(path):
+    assert list(undocumented(tree_of(path), name_of(path))) == []
+
+
+def test_no_tracked_file_holds_a_path_of_a_machine():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    of_a_machine = re.compile(
+        "|".join(rf"(?<![\w.~}}])/{top}/" for top in ("root", "work", "home"))
+    )
+    found = []
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        path = ROOT / name
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # not a text
+        found += [f"{name}: {match.group()}" for match in of_a_machine.finditer(text)]
+    assert found == []
