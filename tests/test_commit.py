@@ -1,0 +1,535 @@
+"""Commit by shard: pure, balanced, invisible until it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from rankmill import markers, plan, rows, schema, tokens
+from rankmill.commit import CommitSettings, commit_shard, finish_shard
+from rankmill.config import ColumnNames, InputConfig
+from rankmill.envelope import Envelope
+from rankmill.errors import OutputError
+from rankmill.markers import Counters, Marker, WrittenFile
+from rankmill.read import ORIGIN_ROW, ShardPieces, read_shards
+from rankmill.source import open_source
+from rankmill.storage import Store
+
+COLUMNS = ("query_id", "query", "doc_id", "document")
+MODEL = {"rankmill.model.name": "tiny", "rankmill.run": "f" * 64}
+
+
+def commit_settings(folder: str | Path = "/nowhere", **changed: object) -> CommitSettings:
+    fixed = CommitSettings(
+        store=Store(str(folder)),
+        fingerprint="f" * 64,
+        shards=3,
+        columns=COLUMNS,
+        prefix="rerank_",
+        top_k=None,
+        min_score=None,
+        metadata=MODEL,
+    )
+    return replace(fixed, **changed)
+
+
+def read_rows(table: pa.Table, url: str = "/input/a.parquet") -> pa.Table:
+    """A table as a read task hands it on."""
+    table = table.append_column(ORIGIN_ROW, pa.array(range(table.num_rows), pa.int64()))
+    places = json.dumps([[url, 0, table.num_rows]])
+    return table.replace_schema_metadata({"places": places, "rows": str(table.num_rows)})
+
+
+def scored(
+    table: pa.Table,
+    score_of: dict[tuple[str, str], float],
+    depth: int | None = None,
+    shard: int = 0,
+) -> Envelope:
+    """A shard as it leaves the scoring actor, with given scores in place of a model's.
+
+    Facts and pairs are those that the real checks of the rows lead to.
+    """
+    checked = rows.check(table, ColumnNames(), True, 1 << 20)
+    wanted = np.array(checked.reason.is_null()) & (
+        np.full(table.num_rows, True) if depth is None else checked.position < depth
+    )
+    queries, documents = checked.query_text.to_pylist(), checked.document_text.to_pylist()
+    texts = list(zip(queries, documents))
+    distinct = list(dict.fromkeys(text for text, want in zip(texts, wanted) if want))
+    pair = [distinct.index(text) if want else -1 for text, want in zip(texts, wanted)]
+    count = len(distinct)
+    digests = tokens.pair_digests(
+        [query for query, _ in distinct],
+        [document for _, document in distinct],
+        np.arange(count, dtype=np.int32),
+        np.arange(count, dtype=np.int32),
+    )
+    zeros = pa.array(np.zeros(count, np.int32))
+    cost = {"tokens": 7 * count, "padded_tokens": 8 * count, "degraded": False, "seconds": 0.5}
+    return Envelope(
+        shard,
+        rows=table,
+        facts=pa.table(
+            {
+                "query": checked.query,
+                "pair": pa.array(pair, pa.int32()),
+                "reason": checked.reason,
+            }
+        ).replace_schema_metadata({"several_texts": str(checked.several_texts)}),
+        pairs=pa.table({"digest": pa.array(digests, pa.binary(16)), "dropped": zeros}),
+        scores=pa.table(
+            {"score": pa.array([score_of.get(text, 0.0) for text in distinct], pa.float32())}
+        ).replace_schema_metadata({"cost": json.dumps(cost)}),
+    )
+
+
+def pairs_table(*found: tuple[str | None, str | None, str | None, str | None]) -> pa.Table:
+    columns = list(zip(*found)) or [()] * 4
+    return pa.table({n: pa.array(c, pa.string()) for n, c in zip(COLUMNS, columns)})
+
+
+def part_of(envelope: Envelope, settings: CommitSettings) -> pa.Table:
+    finished = finish_shard(envelope, settings)
+    return pq.read_table(pa.BufferReader(finished.contents[finished.marker.part.name]))
+
+
+def quarantine_of(envelope: Envelope, settings: CommitSettings) -> pa.Table:
+    name = f"_rankmill/quarantine/{envelope.shard:05d}.arrow"
+    return pa.ipc.open_file(finish_shard(envelope, settings).contents[name]).read_all()
+
+
+TWO_LISTS = read_rows(
+    pairs_table(
+        ("q1", "first", "a", "one"),
+        ("q1", "first", "b", "two"),
+        ("q1", "first", "c", "three"),
+        ("q2", "second", "a", "one"),
+        ("q2", "second", "d", None),
+    )
+)
+SCORES = {
+    ("first", "one"): -1.0,
+    ("first", "two"): 2.0,
+    ("first", "three"): 2.0,
+    ("second", "one"): 0.5,
+}
+
+# The same bytes
+
+
+def test_equal_shards_give_equal_bytes():
+    first = finish_shard(scored(TWO_LISTS, SCORES), commit_settings())
+    second = finish_shard(scored(TWO_LISTS, SCORES), commit_settings())
+    assert first == second
+
+
+def test_another_process_gives_the_same_bytes(tmp_path):
+    envelope = scored(TWO_LISTS, SCORES)
+    handed_over = tmp_path / "shard.pickle"
+    handed_over.write_bytes(pickle.dumps((envelope.to_block(), commit_settings())))
+    program = (
+        "import pickle, sys\n"
+        "from rankmill.commit import finish_shard\n"
+        "from rankmill.envelope import Envelope\n"
+        "block, settings = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "sys.stdout.write(finish_shard(Envelope.from_block(block)[0], settings).marker"
+        ".to_bytes().decode())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    there = subprocess.run(
+        [sys.executable, "-c", program, handed_over],
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    # The marker carries the checksum of every file.
+    assert there.stdout == finish_shard(envelope, commit_settings()).marker.to_bytes()
+
+
+def test_a_shard_that_was_sliced_out_of_a_larger_table_gives_the_same_bytes():
+    table = TWO_LISTS.replace_schema_metadata(None)
+    padded = pa.concat_tables([table, table, table]).slice(5, 5)
+    padded = padded.replace_schema_metadata(TWO_LISTS.schema.metadata)
+    whole = finish_shard(scored(TWO_LISTS, SCORES), commit_settings())
+    assert finish_shard(scored(padded, SCORES), commit_settings()).contents == whole.contents
+
+
+# The part
+
+
+def test_a_part_is_ordered_by_query_then_score_and_ties_keep_their_order():
+    part = part_of(scored(TWO_LISTS, SCORES), commit_settings())
+    assert part.select(["query_id", "doc_id", "rerank_rank"]).to_pylist() == [
+        {"query_id": "q1", "doc_id": "b", "rerank_rank": 1},
+        {"query_id": "q1", "doc_id": "c", "rerank_rank": 2},
+        {"query_id": "q1", "doc_id": "a", "rerank_rank": 3},
+        {"query_id": "q2", "doc_id": "a", "rerank_rank": 1},
+    ]
+
+
+def test_a_part_has_the_columns_and_types_of_the_contract():
+    part = part_of(scored(TWO_LISTS, SCORES), commit_settings(prefix="ce_"))
+    assert part.schema.names[:4] == list(COLUMNS)
+    assert {field.name: field.type for field in part.schema if field.name.startswith("ce_")} == {
+        "ce_score": pa.float32(),
+        "ce_sigmoid": pa.float32(),
+        "ce_rank": pa.int32(),
+        "ce_tokens_dropped": pa.int32(),
+    }
+
+
+def test_only_the_wanted_columns_are_written():
+    part = part_of(scored(TWO_LISTS, SCORES), commit_settings(columns=("doc_id",)))
+    assert part.column_names == ["doc_id", *("rerank_" + name for name in schema.RESULT_COLUMNS)]
+
+
+def test_the_metadata_names_the_model_and_nothing_of_the_input():
+    pandas = TWO_LISTS.replace_schema_metadata(TWO_LISTS.schema.metadata | {b"pandas": b"{}"})
+    metadata = part_of(scored(pandas, SCORES), commit_settings()).schema.metadata
+    assert metadata == {key.encode(): value.encode() for key, value in MODEL.items()}
+
+
+def test_rows_beyond_the_depth_keep_their_order_below_the_scored_ones_without_a_score():
+    part = part_of(scored(TWO_LISTS, SCORES, depth=1), commit_settings()).slice(0, 3)
+    assert part.column("doc_id").to_pylist() == ["a", "b", "c"]
+    assert part.column("rerank_rank").to_pylist() == [1, 2, 3]
+    for name in ("rerank_score", "rerank_sigmoid", "rerank_tokens_dropped"):
+        assert part.column(name).is_null().to_pylist() == [False, True, True]
+
+
+def test_a_shard_without_rows_is_a_part_with_the_schema():
+    part = part_of(scored(read_rows(pairs_table()), {}), commit_settings())
+    assert part.num_rows == 0
+    assert part.schema.equals(part_of(scored(TWO_LISTS, SCORES), commit_settings()).schema)
+
+
+EXTRA = {
+    "dictionary": pa.array(["x", "y", "x", None, "y"]).dictionary_encode(),
+    "lists": pa.array([[1, 2], [], None, [3], [4]], pa.list_(pa.int16())),
+    "struct": pa.array([{"a": 1, "b": "x"}] * 5),
+    "large": pa.array(["l"] * 5, pa.large_string()),
+    "time": pa.array([1] * 5, pa.timestamp("us", "UTC")),
+    "map": pa.array([[("k", 1)]] * 5, pa.map_(pa.string(), pa.int64())),
+    "decimal": pa.array([1] * 5, pa.decimal128(9, 2)),
+    "vector": pa.array([[1.0, 2.0]] * 5, pa.list_(pa.float32(), 2)),
+}
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_other_columns_pass_with_their_types_and_values(name):
+    table = TWO_LISTS.append_column(name, EXTRA[name])
+    settings = commit_settings(columns=("doc_id", name))
+    part = part_of(scored(table, SCORES), settings)
+    assert part.schema.field(name).type == EXTRA[name].type
+    values = dict(zip(["a", "b", "c"], EXTRA[name].to_pylist()))
+    assert part.column(name).to_pylist()[:3] == [values[doc] for doc in ("b", "c", "a")]
+    quarantined = quarantine_of(scored(table, SCORES), settings)
+    assert quarantined.schema.field(name).type == EXTRA[name].type
+    assert quarantined.column(name).to_pylist() == [EXTRA[name].to_pylist()[4]]
+
+
+# The counters
+
+TEXTS = st.sampled_from([None, "", "one", "two", "three"])
+VALUES = st.sampled_from([float("nan"), float("inf"), -3.0, 0.0, 0.0, 2.5])
+
+
+@st.composite
+def shards(draw: st.DrawFn) -> Envelope:
+    """Whole candidate lists with null, empty, repeated and unscorable rows."""
+    found = []
+    for number in range(draw(st.integers(0, 4))):
+        query_id = draw(st.sampled_from([f"q{number}", f"q{number}", None]))
+        for row in draw(st.lists(TEXTS, max_size=6)):
+            query = draw(st.sampled_from(["first", "first", "second", None]))
+            found.append((query_id, query, draw(st.sampled_from(["d", None])), row))
+    pairs = {(query, document) for _, query, _, document in found}
+    values = {pair: draw(VALUES) for pair in sorted(pairs, key=str)}
+    depth = draw(st.sampled_from([None, 1, 3]))
+    return scored(read_rows(pairs_table(*found)), values, depth)
+
+
+@examples(max_examples=150, deadline=None)
+@given(
+    envelope=shards(),
+    top_k=st.sampled_from([None, 1, 2]),
+    min_score=st.sampled_from([None, 0.0, 9.0]),
+)
+def test_every_row_is_written_or_below_the_cut_or_in_quarantine(envelope, top_k, min_score):
+    settings = commit_settings(top_k=top_k, min_score=min_score)
+    finished = finish_shard(envelope, settings)
+    counters, contents = finished.marker.counters, finished.contents
+    part = pq.read_table(pa.BufferReader(contents[finished.marker.part.name]))
+    name = "_rankmill/quarantine/00000.arrow"
+    bad = pa.ipc.open_file(contents[name]).read_all() if name in contents else None
+    stored = pa.ipc.open_file(contents["_rankmill/scores/00000.arrow"]).read_all()
+
+    assert counters.rows_in == envelope.rows.num_rows
+    assert counters.rows_out == part.num_rows
+    assert counters.rows_quarantined == (0 if bad is None else bad.num_rows)
+    assert counters.rows_in == (
+        counters.rows_out + counters.rows_below_cut + counters.rows_quarantined
+    )
+    assert counters.pairs_scored == stored.num_rows
+    assert stored.schema.equals(schema.SCORES)
+    assert np.isfinite(stored.column("score").to_numpy()).all()
+    assert counters.quarantine == ({} if bad is None else Counter(bad["reason"].to_pylist()))
+
+    before = Counter(map(str, envelope.rows.select(COLUMNS).to_pylist()))
+    after = Counter(map(str, part.select(COLUMNS).to_pylist()))
+    if bad is not None:
+        after += Counter(map(str, bad.select(COLUMNS).to_pylist()))
+    assert after <= before
+    assert (before - after).total() == counters.rows_below_cut
+    assert [file.rows for file in finished.marker.files[:2]] == [part.num_rows, stored.num_rows]
+
+
+def test_lost_rows_are_noticed():
+    balanced = Counters(rows_in=3, rows_out=2, rows_quarantined=1, pairs_scored=2)
+    balanced.refuse_imbalance()
+    with pytest.raises(AssertionError, match="4 rows came in, 3 are accounted for"):
+        replace(balanced, rows_in=4).refuse_imbalance()
+    with pytest.raises(AssertionError, match="3 rows came in, 2 were dealt with"):
+        replace(balanced, pairs_scored=1).refuse_imbalance()
+
+
+# Quarantine
+
+
+def test_quarantine_holds_whole_rows_with_reason_and_origin():
+    table = read_rows(
+        pairs_table(
+            ("q1", "first", "a", "one"),
+            (None, "first", "b", "two"),
+            ("q1", "", "c", "three"),
+            ("q1", "first", "d", None),
+            ("q1", "first", "e", "nan"),
+        )
+    )
+    envelope = scored(table, {("first", "nan"): float("nan")}, shard=2)
+    assert quarantine_of(envelope, commit_settings()).to_pylist() == [
+        {
+            "query_id": query_id,
+            "query": query,
+            "doc_id": doc_id,
+            "document": document,
+            "reason": reason,
+            "origin_file": "/input/a.parquet",
+            "origin_row": row,
+        }
+        for row, query_id, query, doc_id, document, reason in [
+            (1, None, "first", "b", "two", rows.NO_QUERY_ID),
+            (2, "q1", "", "c", "three", rows.NO_QUERY),
+            (3, "q1", "first", "d", None, rows.NO_DOCUMENT),
+            (4, "q1", "first", "e", "nan", rows.BAD_SCORE),
+        ]
+    ]
+
+
+def test_columns_of_the_input_named_like_an_origin_stay_beside_it():
+    table = TWO_LISTS.append_column("reason", pa.array(list("vwxyz")))
+    found = quarantine_of(scored(table, SCORES), commit_settings())
+    assert found.column("reason").to_pylist() == ["z"]
+    assert found.column("quarantine_reason").to_pylist() == [rows.NO_DOCUMENT]
+
+
+def read_input(folder: Path) -> list[Envelope]:
+    source = open_source(InputConfig(path=str(folder)))
+    runs = [plan.find_runs(source, group) for group in source.row_groups]
+    whole = plan.make_plan(source, runs, 1.0, 512)
+    shards = map(whole.shard, range(len(whole)))
+    pieces = [ShardPieces(shard, tuple(whole.pieces(shard))) for shard in shards]
+    return list(read_shards(source, pieces))
+
+
+def test_the_origin_is_the_row_of_the_file_for_lists_that_cross_files(tmp_path, monkeypatch):
+    table = pairs_table(
+        *[(f"q{n // 6}", "first", "d", None if n % 5 == 3 else "x") for n in range(24)]
+    )
+    for name, start, stop in (("a", 0, 10), ("b", 10, 14), ("c", 14, 24)):
+        pq.write_table(
+            table.slice(start, stop - start), tmp_path / f"{name}.parquet", row_group_size=3
+        )
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 6)
+    found = [
+        quarantine_of(scored(e.rows, {}, shard=e.shard), commit_settings())
+        for e in read_input(tmp_path)
+    ]
+    assert len(found) == 4
+    places = [
+        (Path(row["origin_file"]).stem, row["origin_row"])
+        for bad in found
+        for row in bad.to_pylist()
+    ]
+    assert places == [("a", 3), ("a", 8), ("b", 3), ("c", 4), ("c", 9)]
+
+
+def test_the_origin_of_a_nested_candidate_is_the_row_of_its_query(tmp_path):
+    nested = pa.table(
+        {
+            "query_id": ["q0", "q1", "q2", "q3"],
+            "query": ["first"] * 4,
+            "candidates": [
+                [{"doc_id": "a", "document": "one"}, {"doc_id": "b", "document": None}],
+                [],
+                None,
+                [{"doc_id": "c", "document": ""}, {"doc_id": "d", "document": "two"}],
+            ],
+        }
+    )
+    pq.write_table(nested, tmp_path / "n.parquet", row_group_size=2)
+    [envelope] = read_input(tmp_path)
+    shard = scored(envelope.rows, {})
+    bad = quarantine_of(shard, commit_settings())
+    found = bad.select(["query_id", "doc_id", "origin_row"]).to_pylist()
+    assert [tuple(row.values()) for row in found] == [("q0", "b", 0), ("q3", "c", 3)]
+    counters = finish_shard(shard, commit_settings()).marker.counters
+    assert (counters.rows_in, counters.queries, counters.queries_empty) == (4, 2, 2)
+
+
+# Files and markers
+
+
+def test_a_committed_shard_is_its_part_scores_quarantine_and_marker(tmp_path):
+    commit_shard(scored(TWO_LISTS, SCORES, shard=1), commit_settings(tmp_path))
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == {
+        "part-00001.parquet",
+        "_rankmill/scores/00001.arrow",
+        "_rankmill/quarantine/00001.arrow",
+        "_rankmill/shards/00001.json",
+    }
+
+
+def test_markers_survive_being_stored(tmp_path):
+    settings = commit_settings(tmp_path)
+    envelope = scored(TWO_LISTS, SCORES, shard=2)
+    commit_shard(envelope, settings)
+    assert markers.read_markers(settings.store) == {2: finish_shard(envelope, settings).marker}
+    assert markers.read_markers(settings.store, known=[2]) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"{}", b"[1]", b"\xff", b'{"files": 3}'])
+def test_a_file_that_is_no_marker_is_named(tmp_path, content):
+    store = Store(str(tmp_path))
+    store.write(markers.marker_name(4), content)
+    with pytest.raises(OutputError, match=r"00004\.json is not a shard marker"):
+        markers.read_markers(store)
+
+
+def test_a_failed_shard_leaves_a_note_and_no_marker(tmp_path):
+    settings = commit_settings(tmp_path)
+    commit_shard(scored(TWO_LISTS, SCORES, shard=1), settings)
+    commit_shard(Envelope(1, error="the row group cannot be decoded"), settings)
+    assert markers.read_failures(settings.store) == {1: "the row group cannot be decoded"}
+    # It may have been committed by an earlier start and its part damaged since.
+    assert markers.read_markers(settings.store) == {}
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> tuple[Store, Marker]:
+    settings = commit_settings(tmp_path)
+    commit_shard(scored(TWO_LISTS, SCORES), settings)
+    return settings.store, markers.read_markers(settings.store)[0]
+
+
+def damage(store: Store, marker: Marker, full: bool) -> str | None:
+    return markers.damage(store, marker, store.sizes(), full)
+
+
+def test_an_undamaged_shard_has_no_damage(committed):
+    assert damage(*committed, full=False) is None
+    assert damage(*committed, full=True) is None
+
+
+def test_a_part_that_was_cut_short_or_removed_is_found_by_its_size(committed):
+    store, marker = committed
+    part = Path(store.url, marker.part.name)
+    os.truncate(part, 10)
+    assert damage(store, marker, full=False) == (
+        f"part-00000.parquet has 10 bytes, its marker says {marker.part.size}"
+    )
+    part.unlink()
+    assert "part-00000.parquet has None bytes" in damage(store, marker, full=False)
+    assert damage(store, marker, full=True) == "part-00000.parquet is missing"
+
+
+def test_a_flipped_byte_in_any_file_is_found_by_its_checksum(committed):
+    store, marker = committed
+    assert len(marker.files) == 3
+    for file in marker.files:
+        path = Path(store.url, file.name)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        assert damage(store, marker, full=False) is None
+        assert damage(store, marker, full=True) == (
+            f"{file.name} is not what was committed (checksum)"
+        )
+        path.write_bytes(whole)
+
+
+def test_a_written_file_is_described_by_its_content():
+    content = b"any bytes"
+    described = WrittenFile.of("part-00000.parquet", content, rows=2)
+    assert described.size == len(content)
+    assert described.sha256 == hashlib.sha256(content).hexdigest()
+
+
+# Crashes
+
+COMMIT_MANY = """
+import pickle, sys
+from dataclasses import replace
+from rankmill.commit import commit_shard
+from rankmill.envelope import Envelope
+block, settings = pickle.load(open(sys.argv[1], "rb"))
+[envelope] = Envelope.from_block(block)
+print("ready", flush=True)
+for shard in range(10_000):
+    commit_shard(replace(envelope, shard=shard), settings)
+"""
+
+
+def test_a_process_killed_while_committing_leaves_whole_files_or_none(tmp_path):
+    output = tmp_path / "output"
+    settings = commit_settings(output)
+    envelope = scored(TWO_LISTS, SCORES)
+    handed_over = tmp_path / "shard.pickle"
+    handed_over.write_bytes(pickle.dumps((envelope.to_block(), settings)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMIT_MANY, handed_over], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+    found = markers.read_markers(settings.store)
+    assert found
+    sizes = settings.store.sizes()
+    for shard, marker in found.items():
+        assert markers.damage(settings.store, marker, sizes, full=True) is None
+        assert marker == finish_shard(replace(envelope, shard=shard), settings).marker
+    visible = list(output.rglob("*.parquet"))
+    assert len(found) <= len(visible) <= len(found) + 1
+    for path in visible:
+        assert pq.read_table(path).num_rows == found[0].part.rows
