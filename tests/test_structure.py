@@ -22,7 +22,7 @@ LAYERS = [
     ["config", "storage"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["lease", "models", "plan"],
+    ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],
     ["output", "stages"],
     # On Ray.
