@@ -16,7 +16,7 @@ from rankmill import pipeline, plan
 from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError
 from rankmill.job import Prepared, _stage_settings, prepare
-from rankmill.pipeline import Capacity
+from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
 from rankmill.profile import make_profile, probe
 from rankmill.read import ShardSource
 
@@ -48,7 +48,7 @@ def prepared(
 def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
     profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
     compute = ComputeConfig(workers=workers)
-    pool = pipeline.size_pool(compute, "cpu", profile.threads, pipeline.capacity())
+    pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
     return pipeline.graph(source, _stage_settings(ready, profile), pool)
 
@@ -87,9 +87,9 @@ def test_the_pool_leaves_room_for_the_other_stages(
 ) -> None:
     found = Capacity(tuple(map(float, cpus)), (0.0,) * len(cpus), tuple(map(str, cpus)))
     compute = ComputeConfig(workers=workers)  # type: ignore[arg-type]
-    pool = pipeline.size_pool(compute, "cpu", threads, found)
+    pool = size_pool(compute, "cpu", threads, found)
     room = sum(cpus) - pool.cpus * pool.workers
-    needed = max(pipeline.READ_CPUS, pipeline.TOKENIZE_CPUS, pipeline.COMMIT_CPUS)
+    needed = max(READ_CPUS, TOKENIZE_CPUS, COMMIT_CPUS)
     assert pool.workers >= 1
     assert pool.cpus > 0
     assert pool.cpus < 1 or pool.cpus == int(pool.cpus), "Ray wants whole CPUs above one"
@@ -99,15 +99,15 @@ def test_the_pool_leaves_room_for_the_other_stages(
 def test_cuda_without_a_gpu_is_refused() -> None:
     found = Capacity((2.0,), (0.0,), ("a",))
     with pytest.raises(ConfigError, match="have 0 at most"):
-        pipeline.choose_device(ComputeConfig(device="cuda"), found)
+        choose_device(ComputeConfig(device="cuda"), found)
 
 
 def test_auto_takes_gpus_where_there_are_some() -> None:
-    assert pipeline.choose_device(ComputeConfig(), Capacity((8.0,), (2.0,), ("a",))) == "cuda"
-    assert pipeline.choose_device(ComputeConfig(), Capacity((8.0,), (0.0,), ("a",))) == "cpu"
+    assert choose_device(ComputeConfig(), Capacity((8.0,), (2.0,), ("a",))) == "cuda"
+    assert choose_device(ComputeConfig(), Capacity((8.0,), (0.0,), ("a",))) == "cpu"
 
 
 def test_gpu_workers_are_as_many_as_gpus() -> None:
     found = Capacity((16.0, 8.0), (4.0, 0.0), ("a", "b"))
-    pool = pipeline.size_pool(ComputeConfig(), "cuda", 1, found)
+    pool = size_pool(ComputeConfig(), "cuda", 1, found)
     assert (pool.workers, pool.gpus) == (4, 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from rankmill.config import ColumnNames, ComputeConfig, ModelConfig, Setting, re
 from rankmill.envelope import Envelope
 from rankmill.models import Description
 from rankmill.models.folder import describe
+from rankmill.pool import Capacity, Pool, choose_device, size_pool
 from rankmill.profile import Device, Precision, make_profile, probe
 from rankmill.stages import StageSettings
 from rankmill.tokens import PairRules, Truncation
@@ -22,7 +24,9 @@ from rankmill.tokens import PairRules, Truncation
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-_BATCH_ROWS = 2048
+# Ray gathers this many rows before it calls an actor: enough to order by length, and little beside an
+# object store even with 100 kB a row.
+_BATCH_ROWS = 512
 _MAX_TEXT_BYTES = 8 << 20
 
 
@@ -74,13 +78,24 @@ def rerank_dataset(
     description = describe(config)
     description.check()
     found = pipeline.capacity()
-    chosen = pipeline.choose_device(compute, found)
+    chosen = choose_device(compute, found)
     threads = make_profile(config, compute, chosen, pipeline.probe(chosen, 1)).threads
-    pool = pipeline.size_pool(compute, chosen, threads, found)
+    pool = _leave_a_cpu(size_pool(compute, chosen, threads, found), found)
     settings = _Settings(config, compute, description, chosen, names, column_prefix)
     scored = pipeline.map_actors(ds, ScoreTables, (settings,), pool, _BATCH_ROWS)
     key = names.query if names.query_id is None else names.query_id
     return pipeline.map_groups(scored, key, rank_group, {"prefix": column_prefix})
+
+
+def _leave_a_cpu(pool: Pool, found: Capacity) -> Pool:
+    """A smaller share for each actor, so that every node has a whole CPU for other tasks.
+
+    Steps of the caller's own and the shuffle's tasks ask for one each, and would wait for ever
+    for what the pool holds. On a node with one CPU the actors therefore reserve none.
+    """
+    share = (min(found.cpus) - 1) / math.ceil(pool.workers / len(found.cpus))
+    share = float(int(share)) if share >= 1 else max(math.floor(share * 100) / 100, 0.0)
+    return replace(pool, cpus=min(pool.cpus, share))
 
 
 class ScoreTables:

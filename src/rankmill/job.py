@@ -17,8 +17,8 @@ from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
 from rankmill.models import Description
 from rankmill.models.folder import describe
-from rankmill.pipeline import Pool
 from rankmill.plan import Plan, make_plan
+from rankmill.pool import Pool, choose_device, size_pool
 from rankmill.profile import Profile, make_profile
 from rankmill.progress import Listener, Watch
 from rankmill.runs import Run
@@ -96,7 +96,7 @@ def prepare(
     found.check()
     whole = make_plan(
         source,
-        pipeline.scan(source),
+        pipeline.scan(source, config.compute),
         found.operations_per_token,
         found.max_length(config.model.max_length),
         config.input.limit,
@@ -132,11 +132,13 @@ def rerank(
     if ready.is_complete:
         return _already_complete(ready)
     with ExitStack() as stack:
+        with storage.reaching(ready.store.url):
+            lease = stack.enter_context(Lease(ready.store))
+            _refuse_changed_output(ready, overwrite)
         stack.enter_context(pipeline.connected(ready.config.compute))
         profile, pool = _resolve(ready)
         run = runs.make_run(ready.config, ready.source, ready.model, ready.plan, profile)
         with storage.reaching(ready.store.url):
-            lease = stack.enter_context(Lease(ready.store))
             if overwrite:
                 output.remove_old(ready.store)
             output.begin(ready.store, run.to_bytes() if ready.stored is None else None)
@@ -203,16 +205,23 @@ def _refuse_other_plan(store: Store, stored: dict[str, Any], whole: Plan) -> Non
         )
 
 
+def _refuse_changed_output(ready: Prepared, overwrite: bool) -> None:
+    """Raise `OutputBusy` when another run has come and gone since the output was looked at."""
+    if not overwrite and runs.stored_run(ready.store) != ready.stored:
+        raise OutputBusy(
+            f"Another run has written to {ready.store.url} in the meantime.",
+            "Run the same command again.",
+        )
+
+
 def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
     """The profile (an earlier start's binds) and the pool that fits the cluster."""
     compute = ready.config.compute
     found = pipeline.capacity()
-    device = pipeline.choose_device(compute, found)
+    device = choose_device(compute, found)
     if ready.stored is not None:
         profile = Profile.from_json(ready.stored["profile"])
-        device = pipeline.choose_device(
-            compute.model_copy(update={"device": profile.device}), found
-        )
+        device = choose_device(compute.model_copy(update={"device": profile.device}), found)
     hardware = pipeline.probe(device, compute.gpus_per_worker)
     if ready.stored is None:
         profile = make_profile(ready.config.model, compute, device, hardware)
@@ -222,7 +231,7 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
             f"{hardware.instructions}, and would not give the same bytes.",
             "Resume on the same kind of machine, or start again with --overwrite.",
         )
-    return profile, pipeline.size_pool(compute, device, profile.threads, found)
+    return profile, size_pool(compute, device, profile.threads, found)
 
 
 def _resolved_line(profile: Profile, pool: Pool) -> str:

@@ -1,4 +1,4 @@
-"""The run on Ray: connecting, probing, sizing the actor pool, and the Ray Data graph.
+"""The run on Ray: connecting, looking at the nodes, and the Ray Data graph.
 
     ShardSource -> tokenize (tasks) -> score (actors) -> ShardSink
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -33,18 +31,13 @@ from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed
 from rankmill.models import Description
 from rankmill.plan import Plan, QueryRuns
+from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.tokens import PairRules, PairTokenizer
 
-# Shares of a CPU. All differ (equal shares let Ray fuse stages), and any one fits into the half
-# CPU that the pool leaves free on a one-core node.
-READ_CPUS = 0.2
-TOKENIZE_CPUS = 0.25
-COMMIT_CPUS = 0.15
-_FREE_CPUS = 0.5
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
 # run is several executions. A new pool costs seconds, this many shards take hours.
 SHARDS_AN_EXECUTION = 2_000
@@ -60,34 +53,26 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What the cluster has: CPUs and GPUs of each live node."""
-
-    cpus: tuple[float, ...]
-    gpus: tuple[float, ...]
-    node_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The scoring actors: how many, and what each of them reserves."""
-
-    workers: int
-    cpus: float
-    gpus: float
-    memory: int | None
-
-
 @contextlib.contextmanager
 def connected(config: ComputeConfig) -> Iterator[None]:
-    """Connect to the cluster that `compute.address` or RAY_ADDRESS names, or start a local one.
-
-    A connection that is already there (a notebook's) is used and left open. Raises `ConfigError`
-    when the cluster cannot be reached.
-    """
+    """A connection for the time of a run. One that is there already (a notebook's) stays open."""
     if ray.is_initialized():
         yield
+        return
+    connect(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect(config: ComputeConfig) -> None:
+    """Connect to the cluster that `compute.address` or RAY_ADDRESS names, or start a local one.
+
+    Does nothing where there is a connection. Raises `ConfigError` when the cluster cannot be
+    reached.
+    """
+    if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -101,10 +86,6 @@ def connected(config: ComputeConfig) -> Iterator[None]:
             f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
             "Check compute.address and RAY_ADDRESS; with neither, a local cluster is started.",
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _start_local() -> None:
@@ -149,59 +130,11 @@ def capacity() -> Capacity:
     )
 
 
-def choose_device(compute: ComputeConfig, found: Capacity) -> Device:
-    """cuda where the cluster has GPUs, cpu otherwise, unless the configuration says.
-
-    Raises `ConfigError` for `cuda` on a cluster without enough GPUs.
-    """
-    most = max(found.gpus, default=0.0)
-    if compute.device == "auto":
-        return "cuda" if most >= min(compute.gpus_per_worker, 1) and most > 0 else "cpu"
-    if compute.device == "cuda" and most < compute.gpus_per_worker:
-        raise ConfigError(
-            f"compute.device is cuda and a worker needs {compute.gpus_per_worker:g} GPU(s), but "
-            f"the cluster's nodes have {most:g} at most.",
-            "Set compute.device to auto or cpu, or run on a cluster with GPUs.",
-        )
-    return compute.device
-
-
 def probe(device: Device, gpus: float) -> Hardware:
     """Look at a worker node of the kind that will score."""
     options = {"num_cpus": READ_CPUS, "num_gpus": gpus if device == "cuda" else 0}
     found: Hardware = ray.get(ray.remote(**options)(profile.probe).remote(device))
     return found
-
-
-def size_pool(compute: ComputeConfig, device: Device, threads: int, found: Capacity) -> Pool:
-    """How many actors, and what each reserves, so that reads and commits always find room."""
-    if device == "cuda":
-        fits = sum(math.floor(g / compute.gpus_per_worker) for g in found.gpus)
-        workers = fits if compute.workers == "auto" else min(compute.workers, fits)
-        smallest = min(c for c, g in zip(found.cpus, found.gpus) if g >= compute.gpus_per_worker)
-        cpus = _share(smallest, math.ceil(max(found.gpus) / compute.gpus_per_worker), 1)
-        return Pool(max(workers, 1), cpus, compute.gpus_per_worker, compute.memory)
-    # Actors of one pool reserve the same share everywhere: what the smallest node can give.
-    smallest = min(found.cpus)
-    cpus = _share(smallest, _workers_on(smallest, threads), threads)
-    fits = sum(min(_workers_on(c, threads), int((c - _FREE_CPUS) / cpus)) for c in found.cpus)
-    if compute.workers == "auto" or compute.workers <= fits:
-        workers = max(fits, 1) if compute.workers == "auto" else compute.workers
-        return Pool(workers, cpus, 0, compute.memory)
-    a_node = math.ceil(compute.workers / len(found.cpus))
-    return Pool(compute.workers, _share(smallest, a_node, threads), 0, compute.memory)
-
-
-def _workers_on(cpus: float, threads: int) -> int:
-    if threads == 1:
-        return max(int(cpus), 1)
-    return max(int((cpus - _FREE_CPUS) // threads), 1)
-
-
-def _share(cpus: float, workers: int, threads: int) -> float:
-    """CPUs that an actor reserves: its threads, or what fits; whole above one, as Ray demands."""
-    share = min(float(threads), (cpus - _FREE_CPUS) / workers)
-    return float(int(share)) if share >= 1 else max(math.floor(share * 1000) / 1000, 0.001)
 
 
 def run_on_every_node(function: Callable[[], None], found: Capacity) -> None:
@@ -238,11 +171,16 @@ def _get(refs: list[Any]) -> list[Any]:
         raise
 
 
-def scan(source: Source) -> Iterator[QueryRuns]:
-    """Find the runs of every row group, on the driver for small inputs, else by Ray tasks."""
+def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
+    """Find the runs of every row group, on the driver for small inputs, else by Ray tasks.
+
+    A cluster that is started for it stays up for the run that follows in this process.
+    """
     groups = list(source.row_groups)
-    if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS and ray.is_initialized():
-        yield from map_tasks(lambda group: plan.find_runs(source, group), groups)
+    if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
+        connect(config)
+        shared = ray.put(source)
+        yield from map_tasks(lambda group: plan.find_runs(ray.get(shared), group), groups)
         return
     with ThreadPoolExecutor(4) as pool:
         yield from pool.map(lambda group: plan.find_runs(source, group), groups)
@@ -286,6 +224,7 @@ def run_context() -> DataContext:
     context.enable_progress_bars = False
     # A worker restarted on a node that is short of memory or disk tries again.
     context.actor_init_retry_on_errors = True
+    context.max_consecutive_actor_init_deaths = 3
     # A shard of a slow model may take longer than Ray's half hour; batches are bounded instead.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -324,9 +263,15 @@ def map_actors(
 def map_groups(
     dataset: Dataset, key: str, function: Callable[..., pa.Table], arguments: dict[str, Any]
 ) -> Dataset:
-    """Apply a function to the rows of each value of a column, brought together by a shuffle."""
-    return dataset.groupby(key).map_groups(
-        function, fn_kwargs=arguments, batch_format="pyarrow", num_cpus=COMMIT_CPUS
+    """Apply a function to the rows of each value of a column, brought together by a shuffle.
+
+    The function asks for a whole CPU, as the shuffle's reducers do, so that Ray fuses them.
+    """
+    # Ray makes 200 reducers of any data: 30 rows took 12 to 40 s on 2 cores.
+    most = DataContext.get_current().default_hash_shuffle_parallelism
+    partitions = min(PARTITIONS_A_CPU * math.ceil(sum(capacity().cpus)), most)
+    return dataset.groupby(key, num_partitions=partitions).map_groups(
+        function, fn_kwargs=arguments, batch_format="pyarrow"
     )
 
 

@@ -1,0 +1,90 @@
+"""How a run spreads over a cluster: which device, how many scoring actors, what each reserves.
+
+Pure arithmetic over the nodes' resources. The pool never takes all CPUs: reads, tokenizing and
+commits must always find room, or nothing moves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rankmill.config import ComputeConfig
+from rankmill.errors import ConfigError
+from rankmill.profile import Device
+
+# Shares of a CPU. All differ (equal shares let Ray fuse stages), and any one fits into the half
+# CPU that the pool leaves free on a one-core node.
+READ_CPUS = 0.2
+TOKENIZE_CPUS = 0.25
+COMMIT_CPUS = 0.15
+_FREE_CPUS = 0.5
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has: CPUs and GPUs of each live node."""
+
+    cpus: tuple[float, ...]
+    gpus: tuple[float, ...]
+    node_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The scoring actors: how many, and what each of them reserves."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    memory: int | None
+
+
+def choose_device(compute: ComputeConfig, found: Capacity) -> Device:
+    """cuda where the cluster has GPUs, cpu otherwise, unless the configuration says.
+
+    Raises `ConfigError` for `cuda` on a cluster without enough GPUs.
+    """
+    most = max(found.gpus, default=0.0)
+    if compute.device == "auto":
+        return "cuda" if most >= min(compute.gpus_per_worker, 1) and most > 0 else "cpu"
+    if compute.device == "cuda" and most < compute.gpus_per_worker:
+        raise ConfigError(
+            f"compute.device is cuda and a worker needs {compute.gpus_per_worker:g} GPU(s), but "
+            f"the cluster's nodes have {most:g} at most.",
+            "Set compute.device to auto or cpu, or run on a cluster with GPUs.",
+        )
+    return compute.device
+
+
+def size_pool(compute: ComputeConfig, device: Device, threads: int, found: Capacity) -> Pool:
+    """How many actors, and what each reserves, so that reads and commits always find room."""
+    if device == "cuda":
+        fits = sum(math.floor(g / compute.gpus_per_worker) for g in found.gpus)
+        workers = fits if compute.workers == "auto" else min(compute.workers, fits)
+        smallest = min(c for c, g in zip(found.cpus, found.gpus) if g >= compute.gpus_per_worker)
+        cpus = _share(smallest, math.ceil(max(found.gpus) / compute.gpus_per_worker), 1)
+        return Pool(max(workers, 1), cpus, compute.gpus_per_worker, compute.memory)
+    if device == "mps":  # one Apple GPU serves one process
+        return Pool(1, _share(found.cpus[0], 1, 1), 0, compute.memory)
+    # Actors of one pool reserve the same share everywhere: what the smallest node can give.
+    smallest = min(found.cpus)
+    cpus = _share(smallest, _workers_on(smallest, threads), threads)
+    fits = sum(min(_workers_on(c, threads), int((c - _FREE_CPUS) / cpus)) for c in found.cpus)
+    if compute.workers == "auto" or compute.workers <= fits:
+        workers = max(fits, 1) if compute.workers == "auto" else compute.workers
+        return Pool(workers, cpus, 0, compute.memory)
+    a_node = math.ceil(compute.workers / len(found.cpus))
+    return Pool(compute.workers, _share(smallest, a_node, threads), 0, compute.memory)
+
+
+def _workers_on(cpus: float, threads: int) -> int:
+    if threads == 1:
+        return max(int(cpus), 1)
+    return max(int((cpus - _FREE_CPUS) // threads), 1)
+
+
+def _share(cpus: float, workers: int, threads: int) -> float:
+    """CPUs that an actor reserves: its threads, or what fits; whole above one, as Ray demands."""
+    share = min(float(threads), (cpus - _FREE_CPUS) / workers)
+    return float(int(share)) if share >= 1 else max(math.floor(share * 1000) / 1000, 0.001)
