@@ -45,6 +45,8 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Machine-readable; nothing else on stdout.")
 ]
 
+_MODELS_WIDTH = 150
+
 
 @app.callback()
 def settings(
@@ -200,7 +202,8 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps([preset.model_dump() for preset in known], indent=1, ensure_ascii=False))
         return
-    Console().print(console.models_table(known))
+    # On 80 columns, a pipe's width, most of the table would vanish beside the longest names.
+    Console(width=max(Console().width, _MODELS_WIDTH)).print(console.models_table(known))
 
 
 def _config(

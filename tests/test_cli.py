@@ -1,0 +1,422 @@
+"""The command line: one document on stdout, the errors' own exit codes, messages that help."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from conftest import make_pairs
+from rankmill import cli, markers, plan
+
+COMMANDS = sorted(get_command(cli.app).commands)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def rankmill(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Outcome]]:
+    """Run the command in this process, with its real stdout and stderr."""
+    handlers, level = logging.getLogger("rankmill").handlers, logging.getLogger("rankmill").level
+    propagate = logging.getLogger("rankmill").propagate
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["rankmill", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capfd.readouterr()
+        return Outcome(code, out, plain(err))
+
+    yield run
+    log = logging.getLogger("rankmill")
+    log.handlers, log.propagate = handlers, propagate
+    log.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("input") / "candidates.parquet"
+    pq.write_table(make_pairs(12, 5), path, row_group_size=20)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(
+    candidates: Path, tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of the installed command with `--json`, of three shards: its output and what it
+    printed."""
+    output = tmp_path_factory.mktemp("finished") / "output"
+    # The plan is made in the driver and nowhere else.
+    program = "from rankmill import cli, plan; plan.SHARD_PAIRS = 20; cli.main()"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", program, "rerank", "--input", candidates),
+            *("--output", output, "--model", tiny_model("bert")),
+            *("--set", "compute.workers=1", "--json"),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    return output, done
+
+
+@pytest.fixture
+def half_finished(finished: tuple[Path, object], tmp_path: Path) -> Path:
+    output = tmp_path / "half"
+    shutil.copytree(finished[0], output)
+    for name in ("_SUCCESS", "part-00001.parquet", markers.marker_name(1)):
+        (output / name).unlink()
+    return output
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command):
+    shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert "Example" in shown.stdout
+    assert f"rankmill {command}" in shown.stdout.partition("Example")[2]
+
+
+def test_the_commands_of_the_contract_are_there():
+    assert {"demo", "rerank", "plan", "status", "evaluate", "models"} <= set(COMMANDS)
+
+
+# What a finished run prints
+
+
+def test_json_is_the_manifest_and_the_whole_of_stdout(finished):
+    output, done = finished
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifest = json.loads(done.stdout)
+    assert manifest == json.loads((output / "_rankmill/manifest.json").read_bytes())
+    assert manifest["rows_in"] == manifest["rows_out"] == 60
+    assert manifest["shards"] == 3
+
+
+def test_progress_and_what_auto_resolved_to_go_to_stderr(finished):
+    _, done = finished
+    assert "1 worker(s) of" in done.stderr
+    assert "shards 3/3, 60/60 pairs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_complete_output_is_said_so_and_exits_0(
+    rankmill, finished, candidates, tiny_model, monkeypatch
+):
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
+    done = rankmill(
+        "rerank", "--input", candidates, "--output", finished[0], "--model", tiny_model("bert")
+    )
+    assert done.code == 0
+    assert "Already complete" in done.err
+    assert "rows in 60" in plain(done.out)
+
+
+# Mistakes
+
+
+@pytest.fixture(scope="module")
+def broken(candidates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with inputs and settings that cannot be used."""
+    folder = tmp_path_factory.mktemp("broken")
+
+    def table(name: str, **columns: object) -> None:
+        (folder / name).mkdir()
+        pq.write_table(pa.table(columns), folder / name / "a.parquet")
+
+    shutil.copy(candidates, folder / "good.parquet")
+    (folder / "cut.parquet").write_bytes(candidates.read_bytes()[:-40])
+    table("no_document", query=["q"], doc_id=["d"], body=["text"])
+    table("numbers", query=[1], doc_id=["d"], document=["text"])
+    table("ranked", query=["q"], doc_id=["d"], document=["text"], rerank_score=[1.0])
+    table("apart", query=["a", "b", "a"], doc_id=["d"] * 3, document=["x", "y", "z"])
+    (folder / "misspelt.yaml").write_text("outptu: {path: x}")
+    (folder / "broken.yaml").write_text("input: [")
+    (folder / "foreign").mkdir()
+    (folder / "foreign/notes.txt").write_text("mine")
+    return folder
+
+
+GOOD = "--input {folder}/good.parquet --output {out} --model {model}"
+OUT = "--output {out} --model {model}"
+
+# Arguments of `rerank`, and what its message names: the thing at fault and a remedy.
+MISTAKES = [
+    ("", ["Nothing to do", "--help"]),
+    ("--input {folder}/good.parquet --model {model}", ["output is missing", "--set"]),
+    ("{folder}/misspelt.yaml " + GOOD, ["Unknown setting outptu", "Did you mean output?"]),
+    (GOOD + " --set output.topk=3", ["output.topk", "Did you mean top_k?"]),
+    (GOOD + " --set output.top_k=many", ["output.top_k", "'many'"]),
+    (GOOD + " --set compute.gpus_per_worker=0", ["compute.gpus_per_worker", "greater than 0"]),
+    (GOOD + " --set output.columns=[nope]", ["output.columns", "nope", "query_id"]),
+    (GOOD + " --set top_k", ["a.b=value", "top_k", "--set output.top_k=20"]),
+    ("{folder}/no.yaml " + OUT, ["no configuration file {folder}/no.yaml", "Give the path"]),
+    ("{folder}/broken.yaml " + OUT, ["{folder}/broken.yaml is not valid YAML"]),
+    ("--input {folder}/nope " + OUT, ["{folder}/nope", "Check the path"]),
+    ("--input {folder}/foreign " + OUT, ["notes.txt is not a readable Parquet file", "Remove it"]),
+    ("--input {folder}/cut.parquet " + OUT, ["cut.parquet is not a readable Parquet file"]),
+    (
+        "--input {folder}/no_document " + OUT,
+        ["no_document/a.parquet", "column document", "body", "input.columns.document"],
+    ),
+    ("--input {folder}/numbers " + OUT, ["numbers/a.parquet", "column query", "int64"]),
+    ("--input {folder}/ranked " + OUT, ["rerank_score", "output.column_prefix"]),
+    ("--input {folder}/apart " + OUT, ["lie apart", "row 0", "row 2", "Sort"]),
+    (
+        "--input {folder}/good.parquet --output {out} --model nobody/nothing",
+        ["nobody/nothing", "local folder"],
+    ),
+    (
+        "--input {folder} --output {folder}/below --model {model}",
+        ["{folder}/below", "inside each other", "folder of its own"],
+    ),
+    (
+        "--input {folder}/good.parquet --output {folder}/foreign --model {model}",
+        ["{folder}/foreign", "notes.txt", "empty folder"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), MISTAKES)
+def test_a_mistake_exits_2_within_seconds_and_says_how_to_mend_it(
+    rankmill, broken, tiny_model, tmp_path, arguments, named
+):
+    fill = {"folder": broken, "out": tmp_path / "output", "model": tiny_model("bert")}
+    started = time.monotonic()
+    done = rankmill("rerank", *arguments.format(**fill).split(), "--json")
+    assert time.monotonic() - started < 10
+    assert done.code == 2, done.err
+    assert done.out == ""
+    for thing in named:
+        assert thing.format(**fill) in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "output").exists()
+
+
+def test_plan_finds_the_same_mistakes(rankmill, broken, tiny_model, tmp_path):
+    done = rankmill(
+        *("plan", "--input", broken / "ranked", "--output", tmp_path / "output"),
+        *("--model", tiny_model("bert")),
+    )
+    assert (done.code, done.out) == (2, "")
+    assert "output.column_prefix" in done.err
+
+
+def test_status_of_a_folder_without_a_run_exits_2(rankmill, tmp_path):
+    done = rankmill("status", tmp_path)
+    assert done.code == 2
+    assert f"There is no run at {tmp_path}" in done.err
+
+
+def test_an_unknown_option_exits_2(rankmill):
+    done = rankmill("rerank", "--ouput", "x")
+    assert done.code == 2
+    assert "--ouput" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_debug_shows_the_traceback(broken, tmp_path, place):
+    arguments = ["rerank", "--input", broken / "nope", "--output", tmp_path, "--model", "demo"]
+    arguments = ["--debug", *arguments] if place == "first" else [*arguments, "--debug"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from rankmill import cli; cli.main()", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" in done.stderr
+    assert "rankmill.errors.InputError: There is nothing at" in done.stderr
+
+
+# Plan
+
+
+def test_plan_shows_the_resolved_configuration_and_starts_nothing(
+    rankmill, candidates, tiny_model, tmp_path, monkeypatch
+):
+    import ray
+
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
+    connected = ray.is_initialized()
+    done = rankmill(
+        *("plan", "--input", candidates, "--output", tmp_path / "output", "--limit", 8),
+        *("--model", tiny_model("bert"), "--top-k", 3, "--rate", 10, "--json"),
+    )
+    facts = json.loads(done.out)
+    assert {name: facts[name] for name in ("files", "layout", "queries", "pairs")} == {
+        "files": 1,
+        "layout": "pairs",
+        "queries": 8,
+        "pairs": 40,
+    }
+    assert (facts["shards"], facts["shards_committed"], facts["shards_pending"]) == (2, 0, 2)
+    assert facts["seconds_estimated"] == pytest.approx(4.0)
+    assert facts["config"]["output"]["top_k"] == 3
+    assert facts["config"]["model"]["max_length"] == 512
+    assert not (tmp_path / "output").exists()
+    assert ray.is_initialized() == connected
+
+
+def test_plan_counts_what_is_committed(
+    rankmill, candidates, half_finished, tiny_model, monkeypatch
+):
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
+    before = sorted(half_finished.rglob("*"))
+    done = rankmill(
+        *("plan", "--input", candidates, "--output", half_finished),
+        *("--model", tiny_model("bert"), "--set", "compute.workers=1"),
+    )
+    assert "committed 2" in plain(done.out)
+    assert "pending 1" in plain(done.out)
+    assert sorted(half_finished.rglob("*")) == before
+
+
+def test_plan_shows_no_secret(rankmill, candidates, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-to-be-seen")
+    done = rankmill(
+        *("plan", "--input", candidates, "--output", tmp_path / "output"),
+        *("--model", tiny_model("bert"), "--json"),
+    )
+    assert json.loads(done.out)["config"]["storage"] == {"profile": None}
+    assert "never-to-be-seen" not in done.out + done.err
+
+
+# Status
+
+
+def test_status_of_a_complete_run(rankmill, finished):
+    done = rankmill("status", finished[0], "--verify")
+    assert done.code == 0
+    assert "state complete shards committed 3 of 3 rows done 60 of about 60" in plain(done.out)
+    assert "damaged" not in done.out
+
+
+def test_status_of_a_half_finished_run(rankmill, half_finished):
+    done = rankmill("status", half_finished)
+    assert done.code == 0
+    assert "state not complete shards committed 2 of 3 rows done 40 of about 60" in plain(done.out)
+
+
+def test_status_shows_why_a_shard_failed(rankmill, half_finished):
+    note = {"shard": 1, "error": "a.parquet, row group 1, cannot be decoded"}
+    (half_finished / "_rankmill/failed").mkdir(exist_ok=True)
+    (half_finished / markers.failure_name(1)).write_text(json.dumps(note))
+    shown = plain(rankmill("status", half_finished).out)
+    assert "failed shard 1 a.parquet, row group 1, cannot be decoded" in shown
+
+
+def test_status_verify_finds_a_byte_that_changed(rankmill, half_finished):
+    part = half_finished / "part-00002.parquet"
+    content = part.read_bytes()
+    part.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    assert rankmill("status", half_finished).code == 0
+    done = rankmill("status", half_finished, "--verify")
+    assert done.code == 1
+    assert "part-00002.parquet is not what was committed" in plain(done.out)
+
+
+def test_status_verify_finds_a_part_that_nobody_committed(rankmill, half_finished):
+    shutil.copy(half_finished / "part-00002.parquet", half_finished / "part-00007.parquet")
+    done = rankmill("status", half_finished, "--verify")
+    assert done.code == 1
+    assert "part-00007.parquet has no marker" in plain(done.out)
+
+
+# Models, evaluate
+
+
+def test_models_lists_presets_as_one_document(rankmill):
+    done = rankmill("models", "--json")
+    names = [preset["name"] for preset in json.loads(done.out)]
+    assert len(names) == len(set(names)) > 3
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_models_shows_every_column_whatever_the_width(rankmill, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    heading = plain(rankmill("models").out.partition("demo")[0])
+    for name in ("name", "architecture", "layers", "hidden", "tokens", "languages", "licence"):
+        assert name in heading
+
+
+def test_evaluate_prints_each_metric_by_its_name(rankmill, finished, tmp_path):
+    ranked = pq.read_table(finished[0])
+    best = ranked.filter(pa.compute.equal(ranked["rerank_rank"], 1))
+    qrels = best.select(["query_id", "doc_id"]).append_column(
+        "relevance", pa.array([1] * best.num_rows)
+    )
+    pq.write_table(qrels, tmp_path / "qrels.parquet")
+    done = rankmill(
+        *("evaluate", finished[0], "--qrels", tmp_path / "qrels.parquet", "--json"),
+        *("--metrics", "ndcg@10,hit@1", "--per-query", tmp_path / "per_query.csv"),
+    )
+    assert json.loads(done.out)["metrics"] == {"ndcg@10": 1.0, "hit@1": 1.0}
+    assert (tmp_path / "per_query.csv").read_text().startswith("query_id,ndcg@10,hit@1\n")
+    shown = plain(
+        rankmill(
+            *("evaluate", finished[0], "--qrels", tmp_path / "qrels.parquet"),
+            *("--baseline", "bm25_rank"),
+        ).out
+    )
+    assert "metric baseline ranked difference" in shown
+
+
+# A run that fails part-way
+
+
+def test_a_run_that_fails_part_way_exits_1_and_names_its_shards(
+    rankmill, candidates, tiny_model, ray_cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
+    damaged = tmp_path / "damaged.parquet"
+    content = bytearray(candidates.read_bytes())
+    column = pq.read_metadata(candidates).row_group(1).column(3)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 64] = bytes(64)
+    damaged.write_bytes(content)
+    done = rankmill(
+        *("rerank", "--input", damaged, "--output", tmp_path / "output", "--json"),
+        *("--model", tiny_model("bert"), "--set", "compute.workers=1"),
+    )
+    assert (done.code, done.out) == (1, "")
+    assert "1 of 3 shards failed: shard 1: " in done.err
+    assert f"{damaged}, row group 1, cannot be decoded" in done.err
+    assert "run the same command again" in done.err
+    assert "Traceback" not in done.err
+    status = plain(rankmill("status", tmp_path / "output").out)
+    assert "shards committed 2 of 3" in status
+    assert "failed shard 1" in status
