@@ -37,7 +37,7 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("collection", "rows", "queries", "depth"),
-    [("cranfield", 22_500, 225, 4), ("jaquad", 25_000, 500, 1)],
+    [("cranfield", 22_500, 225, 2), ("jaquad", 25_000, 500, 1)],
 )
 def test_a_collection_comes_back_whole(
     collection: str,
@@ -67,7 +67,6 @@ def test_a_collection_comes_back_whole(
     assert counters.queries == queries
     assert counters.pairs_scored + counters.pairs_duplicate == queries * depth
     assert counters.pairs_beyond_depth == rows - queries * depth
-    assert counters.padded_tokens < 0.05 * counters.tokens
 
     before = pq.read_table(source)
     after = pq.read_table(result.output)

@@ -30,7 +30,7 @@ from rankmill.errors import OutputError
 from rankmill.markers import Counters, Marker, WrittenFile
 from rankmill.read import ORIGIN_ROW, ShardPieces, read_shards
 from rankmill.source import open_source
-from rankmill.storage import Store
+from rankmill.store import Store
 
 COLUMNS = ("query_id", "query", "doc_id", "document")
 MODEL = {"rankmill.model.name": "tiny", "rankmill.run": "f" * 64}

@@ -76,9 +76,8 @@ def test_a_table_comes_back_scored_and_ranked(job: Job, write_pairs: Write) -> N
     expected = Scorer(job.model, precision="fp32", device="cpu").score(pairs)
     found = np.array([by_doc[doc] for doc in table["doc_id"].to_pylist()])
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(
-        ranked["rerank_sigmoid"].to_numpy(), 1 / (1 + np.exp(-ranked["rerank_score"].to_numpy()))
-    )
+    raw = ranked["rerank_score"].to_numpy().astype(np.float64)
+    np.testing.assert_allclose(ranked["rerank_sigmoid"].to_numpy(), 1 / (1 + np.exp(-raw)), 1e-6)
 
 
 def test_bad_rows_go_to_quarantine_and_good_ones_come_out(job: Job, write_pairs: Write) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from rankmill.errors import OutputBusy
 from rankmill.lease import LEASE, Lease, Owner
-from rankmill.storage import Store
+from rankmill.store import Store
 
 HEARTBEAT = 0.05
 SILENCE = 0.6
@@ -28,7 +28,7 @@ ELSEWHERE = Owner(token="theirs", host="node-7", boot="another kernel", pid=4242
 HOLD = """
 import sys, time
 from rankmill.lease import Lease
-from rankmill.storage import Store
+from rankmill.store import Store
 with Lease(Store(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -28,7 +28,7 @@ from rankmill.job import RunResult
 from rankmill.progress import Listener, Progress
 from rankmill.read import ShardPieces, read_shards
 from rankmill.source import open_source
-from rankmill.storage import Store
+from rankmill.store import Store
 
 SHARD_PAIRS = 80
 QUERIES, CANDIDATES = 96, 10

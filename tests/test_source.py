@@ -227,11 +227,12 @@ def test_files_that_do_not_go_together_are_both_named(write, refusal):
     assert f"query_id is string in {one} but int64 in {other}" in message
 
 
-def test_a_key_that_one_file_lacks_is_null_there(write, open_at):
+@pytest.mark.parametrize("column", ["query_id", "query", "doc_id", "document"])
+def test_a_needed_column_that_one_file_lacks_is_named_with_the_file(write, open_at, column):
     write(PAIRS, "in/a.parquet")
-    write({k: v for k, v in PAIRS.items() if k != "query_id"}, "in/b.parquet")
-    found = read(open_at(), ["query_id"], rows=2)
-    assert found["query_id"].to_pylist() == ["a", "a", "b", None, None, None]
+    write({k: v for k, v in PAIRS.items() if k != column}, "in/b.parquet")
+    with pytest.raises(InputError, match=rf"column {column} is missing in .*b\.parquet"):
+        open_at()
 
 
 # Hive partitions
@@ -243,6 +244,13 @@ def test_partitions_become_columns(write, open_at):
     table = read(open_at())
     assert table["day"].to_pylist() == ["2026-11-21"] * 3 + ["2026-11-22"] * 3
     assert table["hour"].to_pylist() == [1] * 3 + [None] * 3
+
+
+def test_only_folders_below_the_given_path_are_partitions(write, tmp_path):
+    write(PAIRS, "run=7/in/day=1/a.parquet")
+    for path in ("run=7/in", "run=7/in/*/a.parquet"):
+        found = open_source(InputConfig(path=str(tmp_path / path)))
+        assert [name for name in found.table_schema.names if name not in PAIRS] == ["day"]
 
 
 def test_a_partition_can_be_the_query_id(write, open_at):

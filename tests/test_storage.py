@@ -9,7 +9,7 @@ import pytest
 
 from rankmill import storage
 from rankmill.errors import ConfigError, InputError
-from rankmill.storage import Store
+from rankmill.store import Store
 
 STRANGE = ["with space", "日本語", "quote'\"", "hash#1", "per%20cent", "[1]", "a=b", "semi;colon&"]
 

@@ -20,6 +20,7 @@ LAYERS = [
     ["errors"],
     ["schema"],
     ["config", "storage"],
+    ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
     ["lease", "models", "plan", "pool"],

@@ -24,7 +24,7 @@ from rankmill import markers, rank, rows, schema, stages
 from rankmill.envelope import Envelope
 from rankmill.markers import PRIVATE, Counters, Marker, WrittenFile
 from rankmill.read import ORIGIN_ROW
-from rankmill.storage import Store
+from rankmill.store import Store
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rankmill.progress import Listener, Watch
 from rankmill.runs import Run
 from rankmill.source import Source, open_source
 from rankmill.stages import StageSettings
-from rankmill.storage import Store
+from rankmill.store import Store
 from rankmill.tokens import PairRules
 
 log = logging.getLogger("rankmill")

@@ -28,7 +28,7 @@ from types import TracebackType
 
 from rankmill.errors import OutputBusy
 from rankmill.markers import PRIVATE
-from rankmill.storage import Store
+from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
 LEASE = f"{PRIVATE}/lease.json"

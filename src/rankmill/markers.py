@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rankmill.errors import OutputError
-from rankmill.storage import Store
+from rankmill.store import Store
 
 PRIVATE = "_rankmill"
 SHARDS = f"{PRIVATE}/shards"

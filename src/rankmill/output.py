@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rankmill import markers, runs, storage
 from rankmill.errors import ConfigError, OutputError
 from rankmill.markers import PRIVATE, Marker
-from rankmill.storage import Store
+from rankmill.store import Store
 
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
@@ -33,7 +33,8 @@ def refuse_overlap(inputs: Sequence[str], output: str) -> None:
 
 def _folder(path: str) -> str:
     """A path with symlinks resolved, up to its first wildcard, ending in a slash."""
-    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    is_glob = storage.is_remote(path) or not os.path.exists(path)
+    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0] if is_glob else path
     if fixed != path:
         fixed = fixed.rpartition("/")[0]
     resolved = fixed if storage.is_remote(path) else os.path.realpath(fixed)

@@ -261,15 +261,16 @@ def map_actors(
 
 
 def map_groups(
-    dataset: Dataset, key: str, function: Callable[..., pa.Table], arguments: dict[str, Any]
+    dataset: Dataset,
+    key: str,
+    function: Callable[..., pa.Table],
+    arguments: dict[str, Any],
+    partitions: int,
 ) -> Dataset:
     """Apply a function to the rows of each value of a column, brought together by a shuffle.
 
-    The function asks for a whole CPU, as the shuffle's reducers do, so that Ray fuses them.
+    It asks for a whole CPU, as the shuffle's reducers do, so that Ray fuses them.
     """
-    # Ray makes 200 reducers of any data: 30 rows took 12 to 40 s on 2 cores.
-    most = DataContext.get_current().default_hash_shuffle_parallelism
-    partitions = min(PARTITIONS_A_CPU * math.ceil(sum(capacity().cpus)), most)
     return dataset.groupby(key, num_partitions=partitions).map_groups(
         function, fn_kwargs=arguments, batch_format="pyarrow"
     )

@@ -13,7 +13,7 @@ from types import TracebackType
 from rankmill import markers
 from rankmill.lease import Lease
 from rankmill.markers import Marker
-from rankmill.storage import Store
+from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
 # Listing a local folder is cheap; a listing of an object store is paid by the request.

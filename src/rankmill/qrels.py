@@ -135,6 +135,7 @@ def number_documents(ranked: pa.Array, judged: pa.Array) -> tuple[Ints, Ints]:
 
 
 def column_names(source: TableSource) -> list[str]:
+    """The columns of a frame, a table, or the first of some Parquet files."""
     if isinstance(source, pd.DataFrame):
         return [str(name) for name in source.columns]
     if isinstance(source, pa.Table):
@@ -148,6 +149,7 @@ def column_names(source: TableSource) -> list[str]:
 
 
 def read_columns(source: TableSource, columns: list[str], names: list[str], where: str) -> pa.Table:
+    """Some columns as a table. Raises `InputError` naming `where` and a column that is missing."""
     columns = list(dict.fromkeys(columns))
     missing = [column for column in columns if column not in names]
     if missing:

@@ -21,7 +21,7 @@ from rankmill.models import Description
 from rankmill.plan import Plan
 from rankmill.profile import Profile
 from rankmill.source import Source
-from rankmill.storage import Store
+from rankmill.store import Store
 
 RUN = f"{PRIVATE}/run.json"
 MANIFEST = f"{PRIVATE}/manifest.json"

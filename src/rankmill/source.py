@@ -106,7 +106,7 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
     files = storage.list_files(config.paths, profile)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda file: _footer(file, profile), files))
-    partition_schema, partitions = _partitions([file.url for file in files])
+    partition_schema, partitions = _partitions([file.folders for file in files])
     schemas = [(f.url, footer.schema.to_arrow_schema()) for f, footer in zip(files, footers)]
     table_schema = schema.unify(schemas)
     for field in partition_schema:
@@ -119,6 +119,9 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
     pair_schema = _pair_schema(layout, config.columns, table_schema)
     where = files[0].url if len(files) == 1 else f"{files[0].url} and {len(files) - 1} more"
     has_query_id = _check_columns(config.columns, pair_schema, where)
+    _refuse_lacking_files(
+        _needed_columns(config.columns, layout, has_query_id), schemas, partitions
+    )
     # Names that a Parquet leaf path may start or end with when it holds text to be scored.
     leaves = frozenset([config.columns.query, *config.columns.document_parts])
     return Source(
@@ -149,9 +152,12 @@ def _footer(file: StoredFile, profile: str | None) -> pq.FileMetaData:
         ) from None
 
 
-def _partitions(urls: list[str]) -> tuple[pa.Schema, list[dict[str, Any]]]:
-    """Hive partition columns (`…/day=2026-11-21/…`): int64 where every value is one, else text."""
-    raw = [dict(part.split("=", 1) for part in url.split("/")[:-1] if "=" in part) for url in urls]
+def _partitions(folders: list[tuple[str, ...]]) -> tuple[pa.Schema, list[dict[str, Any]]]:
+    """Hive partition columns (`…/day=2026-11-21/…`): int64 where every value is one, else text.
+
+    folders: those of each file below the path that was given.
+    """
+    raw = [dict(name.split("=", 1) for name in names if "=" in name) for names in folders]
     names = list(dict.fromkeys(name for values in raw for name in values))
     fields = []
     for name in names:
@@ -234,6 +240,31 @@ def _check_columns(columns: ColumnNames, pairs: pa.Schema, where: str) -> bool:
                 f"The column {name} ({role}) must hold {expected}, found {found} in {where}."
             )
     return has_query_id
+
+
+def _needed_columns(columns: ColumnNames, layout: Layout, has_query_id: bool) -> list[str]:
+    """The table's columns that a run cannot do without."""
+    wanted = [columns.query_id, columns.query] if has_query_id else [columns.query]
+    if layout == "nested":
+        wanted.append(columns.candidates)
+    else:
+        wanted += [columns.doc_id, *columns.document_parts]
+    return [name for name in wanted if name is not None]
+
+
+def _refuse_lacking_files(
+    wanted: list[str],
+    schemas: list[tuple[str, pa.Schema]],
+    partitions: list[dict[str, Any]],
+) -> None:
+    """Columns that pass through may be missing from some files; those that are scored may not."""
+    for (file, found), fixed in zip(schemas, partitions):
+        missing = [name for name in wanted if name not in found.names and name not in fixed]
+        if missing:
+            raise InputError(
+                f"The column {', '.join(missing)} is missing in {file}, other files have it.",
+                "Write all files with these columns, or leave that file out.",
+            )
 
 
 def _row_group(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from rankmill import markers, output, runs
 from rankmill.errors import InputError
 from rankmill.markers import Counters
-from rankmill.storage import Store, absolute, reaching
+from rankmill.storage import absolute, reaching
+from rankmill.store import Store
 
 
 @dataclass(frozen=True)

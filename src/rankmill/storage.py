@@ -10,12 +10,10 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
@@ -34,11 +32,15 @@ _CONNECT_TIMEOUT = 5
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as it was listed. `version` changes whenever its content may have."""
+    """A file as it was listed. `version` changes whenever its content may have.
+
+    `folders`: the folders between the given path (or its first wildcard) and the file.
+    """
 
     url: str
     size: int
     version: str
+    folders: tuple[str, ...] = ()
 
 
 def is_remote(path: str) -> bool:
@@ -93,7 +95,7 @@ def filesystem(path: str, profile: str | None = None) -> tuple[AbstractFileSyste
 
 
 @contextmanager
-def _os_errors() -> Iterator[None]:
+def os_errors() -> Iterator[None]:
     """Make botocore's own errors, which derive from Exception alone, an OSError.
 
     s3fs translates what a server answers, but not a server that cannot be reached.
@@ -110,7 +112,7 @@ def _os_errors() -> Iterator[None]:
 def reaching(path: str) -> Iterator[None]:
     """Turn a store's own failures into an `InputError` that names the path and the remedy."""
     try:
-        with _os_errors():
+        with os_errors():
             yield
     except FileNotFoundError:
         raise InputError(f"There is nothing at {path}.", "Check the path.") from None
@@ -152,21 +154,22 @@ def _list_one(path: str, profile: str | None) -> list[StoredFile]:
         else:
             infos = fs.glob(bare, detail=True)
         infos = {path: info for path, info in infos.items() if _is_visible(path[fixed:])}
-        files = [_stored(fs, p, info) for p, info in infos.items() if info["type"] == "file"]
-        for root in (p for p, info in infos.items() if info["type"] == "directory"):
-            files += _walk(fs, root)
+        root = bare[:fixed]
+        files = [_stored(fs, p, info, root) for p, info in infos.items() if info["type"] == "file"]
+        for folder in (p for p, info in infos.items() if info["type"] == "directory"):
+            files += _walk(fs, folder, root)
     elif fs.isdir(bare):
-        files = _walk(fs, bare)
+        files = _walk(fs, bare, bare)
     else:
-        files = [_stored(fs, bare, fs.info(bare))]
+        files = [_stored(fs, bare, fs.info(bare), posixpath.dirname(bare))]
     return sorted(files, key=lambda file: file.url)
 
 
-def _walk(fs: AbstractFileSystem, root: str) -> list[StoredFile]:
-    prefix = len(root.rstrip("/")) + 1
+def _walk(fs: AbstractFileSystem, folder: str, root: str) -> list[StoredFile]:
+    prefix = len(folder.rstrip("/")) + 1
     return [
-        _stored(fs, path, info)
-        for path, info in _find(fs, root).items()
+        _stored(fs, path, info, root)
+        for path, info in _find(fs, folder).items()
         if info["type"] == "file" and _is_visible(path[prefix:])
     ]
 
@@ -191,9 +194,10 @@ def _is_visible(relative: str) -> bool:
     return not any(part.startswith(("_", ".")) for part in relative.split("/"))
 
 
-def _stored(fs: AbstractFileSystem, path: str, info: dict[str, object]) -> StoredFile:
+def _stored(fs: AbstractFileSystem, path: str, info: dict[str, object], root: str) -> StoredFile:
     url = path if "file" in _protocols(fs) else fs.unstrip_protocol(path)
-    return StoredFile(url, int(cast(int, info["size"])), _version(path, info))
+    folders = tuple(path[len(root) :].strip("/").split("/")[:-1])
+    return StoredFile(url, int(cast(int, info["size"])), _version(path, info), folders)
 
 
 def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
@@ -226,7 +230,7 @@ def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
     fs, bare = filesystem(path, profile)
     with reaching(path):
         file = fs.open(bare, "rb", **({} if "file" in _protocols(fs) else {"cache_type": "none"}))
-    with file, _os_errors():
+    with file, os_errors():
         yield file
 
 
@@ -253,146 +257,3 @@ def read_table(
         return dataset.to_table(columns=list(columns) if columns is not None else None)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{paths} cannot be read as Parquet: {error}.") from None
-
-
-@dataclass(frozen=True)
-class Store:
-    """A folder that is written to: local, or a prefix of an object store. Cheap to pickle.
-
-    Whatever a store answers or fails to answer is an OSError.
-    """
-
-    url: str
-    profile: str | None = None
-
-    def _at(self, name: str) -> tuple[AbstractFileSystem, str]:
-        return filesystem(join(self.url, name) if name else self.url, self.profile)
-
-    @property
-    def local(self) -> bool:
-        """Whether writes go to a local file system."""
-        return not is_remote(self.url)
-
-    @_os_errors()
-    def write(self, name: str, content: bytes) -> None:
-        """Write a whole file so that no reader ever sees a part of it.
-
-        On disk: a temporary file below `_rankmill/tmp`, unique to this attempt, fsync, rename. On
-        an object store: one completed upload.
-        """
-        fs, path = self._at(name)
-        if not self.local:
-            fs.pipe_file(path, content)
-            return
-        temporary = Path(self.url, "_rankmill", "tmp", f"{Path(name).name}.{uuid.uuid4().hex}")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(Path(path).parent)
-
-    @_os_errors()
-    def create(self, name: str, content: bytes) -> bool:
-        """Write a file only if there is none; whether it was written.
-
-        Atomic on disk (a link to a complete temporary file) and on stores with conditional writes
-        (`If-None-Match: *`); on a store that ignores the condition, the last writer wins.
-        """
-        fs, path = self._at(name)
-        if self.local:
-            temporary = Path(f"{path}.{uuid.uuid4().hex}")
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(content)
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
-            return True
-        try:
-            fs.pipe_file(path, content, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    @_os_errors()
-    def read(self, name: str) -> bytes | None:
-        """A file's content, or None when there is no such file."""
-        fs, path = self._at(name)
-        try:
-            return cast(bytes, fs.cat_file(path))
-        except FileNotFoundError:
-            return None
-
-    @_os_errors()
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The contents of those files that exist; object stores are asked concurrently."""
-        if not names:
-            return {}
-        if self.local:  # fsspec would take brackets in the folder's name for a wildcard
-            found = {name: self.read(name) for name in names}
-            return {name: content for name, content in found.items() if content is not None}
-        fs, _ = self._at("")
-        paths = {self._at(name)[1]: name for name in names}
-        contents = fs.cat(list(paths), on_error="return")
-        for content in contents.values():
-            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
-                raise content
-        return {paths[p]: c for p, c in contents.items() if isinstance(c, bytes)}
-
-    @_os_errors()
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """The names of the files directly in a folder with their sizes in bytes.
-
-        Raises `InputError` when the object store has no such bucket.
-        """
-        fs, path = self._at(folder)
-        try:
-            infos = fs.ls(path, detail=True)
-        except FileNotFoundError as error:
-            answer = getattr(error.__cause__, "response", {})
-            if answer.get("Error", {}).get("Code") == "NoSuchBucket":
-                raise InputError(
-                    f"The bucket of {self.url} does not exist.", "Create it, or check the name."
-                ) from None
-            return {}
-        files = (info for info in infos if info["type"] == "file")
-        return {posixpath.basename(info["name"]): int(info["size"]) for info in files}
-
-    @_os_errors()
-    def delete(self, names: Sequence[str]) -> None:
-        """Remove files; those that are not there are no error."""
-        fs, _ = self._at("")
-        paths = [self._at(name)[1] for name in names]
-        if self.local:
-            for path in paths:
-                Path(path).unlink(missing_ok=True)
-        elif paths:
-            fs.rm(paths)
-
-    @_os_errors()
-    def delete_folder(self, name: str) -> None:
-        """Remove a folder and all below it; one that is not there is no error."""
-        fs, path = self._at(name)
-        if self.local:
-            if fs.exists(path):
-                fs.rm(path, recursive=True)
-        elif files := fs.find(path):
-            # Not recursively: s3fs would name the folder too, which not every server takes.
-            fs.rm(files)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
