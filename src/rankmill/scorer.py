@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rankmill import profile as profiles
 from rankmill.batches import make_batches
 from rankmill.config import ComputeConfig, ModelConfig, read_section
+from rankmill.errors import ConfigError, InputError
 from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
 from rankmill.profile import Precision, Profile
@@ -90,6 +91,9 @@ class Scorer:
             "truncation": truncation,
         }
         config = read_section(ModelConfig, asked)
+        read_section(ComputeConfig, {"device": device})
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise ConfigError(f"threads must be a whole number above 0, found {threads!r}.")
         self.description = describe(config)
         self.description.check()
         hardware = profiles.probe("cuda" if device == "auto" else device)
@@ -105,11 +109,21 @@ class Scorer:
         self._model = self.description.load(self.profile)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:
-        """Raw scores, float32 [pairs], in the order given. Equal pairs are scored once."""
+        """Raw scores, float32 [pairs], in the order given. Equal pairs are scored once.
+
+        A score that the model cannot compute is NaN. Raises `InputError` for what is not a pair
+        of texts.
+        """
         texts: dict[str, int] = {}
-        number = np.array(
-            [texts.setdefault(text, len(texts)) for pair in pairs for text in pair], np.int32
-        ).reshape(-1, 2)
+        numbers: list[int] = []
+        for place, pair in enumerate(pairs):
+            if not _is_pair(pair):
+                raise InputError(
+                    f"Pair {place} is not a query and a document, each a string of valid Unicode.",
+                    'Give [("query", "document"), ...].',
+                )
+            numbers += [texts.setdefault(text, len(texts)) for text in pair]
+        number = np.array(numbers, np.int32).reshape(-1, 2)
         distinct, inverse = np.unique(number, axis=0, return_inverse=True)
         tokenized = self._tokenizer.pairs(
             self._tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
@@ -118,6 +132,28 @@ class Scorer:
         return scored.scores[inverse.reshape(-1)]
 
     def rank(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Indices of the documents, best first, int64 [documents]; ties keep their order."""
+        """Indices of the documents, best first, int64 [documents].
+
+        Ties keep their order; documents whose score is NaN come last.
+        """
+        if isinstance(documents, str):
+            raise InputError("documents must be a list of texts, found one text.")
         scores = self.score([(query, document) for document in documents])
         return np.argsort(-scores.astype(np.float64), kind="stable")
+
+
+def _is_pair(value: object) -> bool:
+    if isinstance(value, str) or not isinstance(value, Collection):
+        return False
+    return len(value) == 2 and all(map(_is_text, value))
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a string that UTF-8 can hold (lone surrogates cannot be tokenized)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -25,12 +25,23 @@ _DIGESTED = (".json", ".txt", ".model", ".safetensors")
 _NOT_DIGESTED = frozenset({"README.txt", "modules.json", "trainer_state.json"})
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
 EMBEDDED_NAME = "demo"
 EMBEDDED = Path(__file__).parent.parent / "demo" / "model"
 
 # model_type in config.json -> its gate: how many matrices of hidden x intermediate a layer's
 # feed-forward block has (two; three where it is gated).
 ARCHITECTURES = {"bert": 2, "xlm-roberta": 2, "deberta-v2": 2, "modernbert": 3}
+# The vocabulary of each kind's own tokenizer, for folders without tokenizer.json. transformers
+# makes an empty tokenizer where both are missing: every word would be unknown.
+_VOCABULARY = {
+    "bert": "vocab.txt",
+    "xlm-roberta": "sentencepiece.bpe.model",
+    "deberta-v2": "spm.model",
+}
+# What lengths and the amount of work are computed from.
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 # Position tables that start after the padding index lose two places (fairseq's layout).
 _OFFSET_POSITIONS = {"xlm-roberta": 2}
 
@@ -70,10 +81,8 @@ class FolderModel:
 
     def max_length(self, wanted: int) -> int:
         """`wanted`, or the model's own limit where that is lower."""
-        positions = self.settings.get("max_position_embeddings")
-        if positions is None:
-            return wanted
-        return min(wanted, int(positions) - _OFFSET_POSITIONS.get(self.architecture, 0))
+        positions = int(self.settings["max_position_embeddings"])
+        return min(wanted, positions - _OFFSET_POSITIONS.get(self.architecture, 0))
 
     def path(self) -> Path:
         """The folder on this node. Raises `ModelError` when it is not there."""
@@ -96,7 +105,8 @@ class FolderModel:
         """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
         from rankmill.models import torch_encoder
 
-        torch_encoder.check_keys(self.path())
+        folder = self.path()
+        torch_encoder.check_keys(folder, weight_files(self.name, folder))
         self.tokenizer(PairRules(64, "document")).verify()
 
     def tokenizer(self, rules: PairRules) -> PairTokenizer:
@@ -177,16 +187,52 @@ def _described(
         settings = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{config_file} is not valid JSON: {error}.") from None
-    _refuse_foreign(name, settings)
-    if not list(files.glob("*.safetensors")):
-        pickled = sorted(p.name for p in files.iterdir() if p.suffix in _PICKLED)
-        found = f"only {', '.join(pickled)}, which is never unpickled" if pickled else "no weights"
+    if not isinstance(settings, dict):
         raise ModelError(
-            f"The model {name} has no safetensors file: {found}.",
-            "Convert it once where you trust it: "
-            "model.save_pretrained(FOLDER, safe_serialization=True).",
+            f"{config_file} must hold a JSON object, found a {type(settings).__name__}.",
+            "Give a folder written by save_pretrained.",
+        )
+    _refuse_foreign(name, settings)
+    _refuse_broken(config_file, settings)
+    weight_files(name, files)
+    vocabulary = ["tokenizer.json", *filter(None, [_VOCABULARY.get(settings["model_type"])])]
+    if not any((files / file).is_file() for file in vocabulary):
+        raise ModelError(
+            f"The model {name} has no tokenizer: no {' or '.join(vocabulary)} in {files}.",
+            "Save it beside the model: tokenizer.save_pretrained(FOLDER).",
         )
     return FolderModel(name, digest_of(files), json.dumps(settings), folder, revision, license_)
+
+
+def weight_files(name: str, files: Path) -> list[Path]:
+    """The safetensors files that transformers would load: one, or those that an index names.
+
+    Raises `ModelError` when there are none, or when one that the index names is missing.
+    """
+    if (files / _WEIGHTS).is_file():
+        return [files / _WEIGHTS]
+    index = files / _WEIGHTS_INDEX
+    if not index.is_file():
+        others = sorted(p.name for p in files.iterdir() if p.suffix in (".safetensors", *_PICKLED))
+        found = f"only {', '.join(others)} (nothing is ever unpickled)" if others else "no weights"
+        raise ModelError(
+            f"The model {name} has no {_WEIGHTS}: {found}.",
+            "Convert it once where you trust it: model.save_pretrained(FOLDER) writes safetensors.",
+        )
+    try:
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(
+            f"{index} is not an index of safetensors files.",
+            "Give a folder written by save_pretrained.",
+        ) from None
+    missing = [n for n in named if Path(n).name != n or not (files / n).is_file()]
+    if missing or not named:
+        raise ModelError(
+            f"{index} names {', '.join(missing) or 'no file'}, which is not in the folder.",
+            "Fetch the model again.",
+        )
+    return [files / n for n in named]
 
 
 def _refuse_foreign(name: str, settings: dict[str, Any]) -> None:
@@ -195,7 +241,7 @@ def _refuse_foreign(name: str, settings: dict[str, Any]) -> None:
             f"The config of {name} asks for code from its repository (auto_map).",
             "rankmill never runs it. Use a checkpoint of a class that transformers has.",
         )
-    architecture = settings.get("model_type")
+    architecture = str(settings.get("model_type"))
     if settings.get("position_embedding_type") == "alibi":
         architecture = "jina-bert (ALiBi)"
     if architecture not in ARCHITECTURES:
@@ -211,6 +257,16 @@ def _refuse_foreign(name: str, settings: dict[str, Any]) -> None:
             "head.",
             "Give a cross-encoder (…ForSequenceClassification with one label).",
         )
+
+
+def _refuse_broken(config_file: Path, settings: dict[str, Any]) -> None:
+    for key in _SIZES:
+        value = settings.get(key)
+        if type(value) is not int or value < 1:
+            raise ModelError(
+                f"{config_file}: {key} must be a whole number above 0, found {value!r}.",
+                "Give a folder written by save_pretrained.",
+            )
 
 
 def digest_of(folder: Path) -> str:
@@ -249,7 +305,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
         reason = str(error).strip().splitlines()[0]
         near = presets.nearest(name)
         raise ModelError(
-            f"The model {name} could not be fetched from the hub: {reason}",
+            f"The model {name} is not a local folder and could not be fetched from the hub: "
+            f"{reason}",
             f"Did you mean {near[0]}?"
             if near and near[0] != name
             else "Check the name and the network, or give a local folder.",

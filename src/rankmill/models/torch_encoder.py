@@ -6,12 +6,15 @@ half-precision head collapses scores into ties (75 distinct values for 96 pairs 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
@@ -56,21 +59,23 @@ class TorchEncoder:
         return torch.from_numpy(array).to(self._device)
 
 
-def check_keys(folder: Path) -> None:
-    """Compare the names and shapes of the weights with the class, without loading them.
+def check_keys(folder: Path, files: Sequence[Path]) -> None:
+    """Compare names and shapes of the weights in `files` with the class, without loading them.
 
     Raises `ModelError` naming keys that are missing, unexpected or of another shape, or when the
     head does not give one logit.
     """
-    from safetensors import safe_open
-
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(_config(folder))
+    config = _config(folder)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except Exception as error:  # each class checks its config in its own way
+        raise _unusable(folder, error) from error
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # Tied or rebuilt tensors (position ids) are not stored by newer versions.
     optional = {n for n in wanted if n.endswith("position_ids")}
     found: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         try:
             with safe_open(str(file), framework="numpy") as weights:
                 for name in weights.keys():  # noqa: SIM118 - not a dict
@@ -105,7 +110,12 @@ def _refuse_difference(
 
 
 def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # each class checks its config in its own way
+        raise _unusable(folder, error) from error
     if config.num_labels != 1:
         raise ModelError(
             f"The model in {folder} gives {config.num_labels} values a pair; a reranker gives one.",
@@ -114,18 +124,38 @@ def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share 
     return config
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    logging.disable_progress_bar()
-    config = _config(folder)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        str(folder),
-        config=config,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
+def _unusable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{folder / 'config.json'} does not describe a model that can be built: "
+        f"{type(error).__name__}: {' '.join(str(error).split())}.",
+        "Give a folder written by save_pretrained.",
     )
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws on stderr; callers keep their own setting of it."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    config = _config(folder)
+    with _without_progress_bar():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     _refuse_difference(
         folder,
         missing=sorted(info["missing_keys"]),
@@ -144,7 +174,10 @@ def _split_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
     pooler = getattr(body, "pooler", None)
     for module in body.children():
         if module is not pooler:
-            module.to(dtype)
+            # Not module.to: it casts buffers, too, and the frequencies of rotary positions rounded
+            # to bf16 (by up to 2^-9) turn keys 512 places away by as much as 0.7 radian.
+            for weight in module.parameters():
+                weight.data = weight.data.to(dtype)
     if isinstance(pooler, nn.Module):
         pooler.register_forward_pre_hook(lambda _, inputs: tuple(value.float() for value in inputs))
     body.register_forward_hook(_float_states)
