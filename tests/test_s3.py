@@ -1,0 +1,410 @@
+"""Input and output on S3, against two real servers on loopback: moto's and nanio.
+
+nanio checks every signature and ignores conditional writes; moto checks none and knows them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+
+from conftest import make_pairs
+from rankmill import job, lease, plan, storage
+from rankmill.config import load_config
+from rankmill.errors import InputError, OutputBusy
+from rankmill.lease import Lease, Owner
+from rankmill.store import Store
+
+KEY, SECRET = "RANKMILLKEY", "kept-out-of-everything/that+is=shown"
+QUERIES, CANDIDATES, SHARD_PAIRS = 24, 5, 40
+
+# Only the driver plans.
+DRIVER = f"from rankmill import cli, plan; plan.SHARD_PAIRS = {SHARD_PAIRS}; cli.main()"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. `conditional`: whether it honours `If-None-Match`."""
+
+    name: str
+    endpoint: str
+    conditional: bool
+
+    def filesystem(self) -> s3fs.S3FileSystem:
+        return s3fs.S3FileSystem(
+            key=KEY, secret=SECRET, endpoint_url=self.endpoint, use_listings_cache=False
+        )
+
+    def environment(self, folder: Path, **changed: str) -> dict[str, str]:
+        """What a user sets for it, and nothing of this machine's own AWS set-up."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("AWS_", "RAY_"))
+        }
+        return kept | {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": str(folder / "config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+            **changed,
+        }
+
+
+# moto checks no signature, and what does not depend on the server is asked of one.
+only_nanio = pytest.mark.parametrize("server", ["nanio"], indirect=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=["moto", "nanio"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    if request.param == "moto":
+        pytest.importorskip("moto.server")
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    else:
+        pytest.importorskip("nanio")
+        command = [sys.executable, "-m", "nanio", "serve", "--no-access-log"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--data-dir", str(folder / "data")]
+    environment = os.environ | {"NANIO_ACCESS_KEY": KEY, "NANIO_SECRET_KEY": SECRET}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        found = Server(request.param, f"http://127.0.0.1:{port}", request.param == "moto")
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                found.filesystem().mkdir("bucket")
+                break
+            except Exception:  # noqa: BLE001 - whatever a server that is not up yet leads to
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                s3fs.S3FileSystem.clear_instance_cache()
+                time.sleep(0.2)
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+@pytest.fixture
+def reached(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
+    """This process with the server's environment; calling it changes the environment."""
+
+    def change(**changed: str) -> None:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in server.environment(tmp_path, **changed).items():
+            if name.startswith("AWS_"):
+                monkeypatch.setenv(name, value)
+        storage._filesystem.cache_clear()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    change()
+    yield change
+    storage._filesystem.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def local_run(
+    tiny_model: Callable[[str], str],
+    ray_cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:
+    """The same input on disk, and its output."""
+    folder = tmp_path_factory.mktemp("local")
+    source, output = folder / "source", folder / "output"
+    source.mkdir()
+    table = make_pairs(QUERIES, CANDIDATES)
+    pq.write_table(table.slice(0, 63), source / "a.parquet", row_group_size=20)
+    pq.write_table(table.slice(63), source / "b.parquet", row_group_size=20)
+    paths = {"input.path": str(source), "output.path": str(output)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "SHARD_PAIRS", SHARD_PAIRS)
+        job.rerank(
+            load_config(None, paths | {"model.name": tiny_model("bert"), "compute.workers": 1})
+        )
+    return source, output
+
+
+def rankmill(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert SECRET not in done.stdout + done.stderr
+    return done
+
+
+class S3Run(NamedTuple):
+    """What a run printed, and every file it left behind."""
+
+    command: list[str]
+    manifest: dict[str, Any]
+    stored: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def s3_run(
+    server: Server,
+    local_run: tuple[Path, Path],
+    tiny_model: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> S3Run:
+    """The local run's input reranked from bucket to bucket, with nothing but the environment."""
+    fs = server.filesystem()
+    fs.put(f"{local_run[0]}/", "bucket/in/", recursive=True)
+    fs.pipe_file("bucket/in/_SUCCESS", b"")
+    fs.pipe_file("bucket/in/.hidden.parquet", b"not parquet")
+    fs.pipe_file("bucket/in/_tmp/x.parquet", b"not parquet")
+    command = ["rerank", "--input", "s3://bucket/in", "--output", "s3://bucket/out", "--json"]
+    command += ["--model", tiny_model("bert"), "--set", "compute.workers=1"]
+    done = rankmill(server.environment(tmp_path_factory.mktemp("home")), *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    stored = {path.removeprefix("bucket/out/"): fs.cat_file(path) for path in fs.find("bucket/out")}
+    return S3Run(command, json.loads(done.stdout), stored)
+
+
+def test_a_run_on_s3_accounts_for_every_row(s3_run):
+    manifest = s3_run.manifest
+    assert manifest["rows_in"] == manifest["rows_out"] == QUERIES * CANDIDATES
+    assert manifest["pairs_scored"] == QUERIES * CANDIDATES
+    assert manifest == json.loads(s3_run.stored["_rankmill/manifest.json"])
+    assert "_SUCCESS" in s3_run.stored
+    assert lease.LEASE not in s3_run.stored
+
+
+def test_a_run_on_s3_writes_the_parts_of_a_run_on_disk(s3_run, local_run):
+    here = {path.name: pq.read_table(path) for path in sorted(local_run[1].glob("*.parquet"))}
+    there = {
+        name: pq.read_table(pa.BufferReader(content))
+        for name, content in s3_run.stored.items()
+        if name.endswith(".parquet")
+    }
+    assert sorted(there) == list(here) == s3_run.manifest["files"]
+    for name, table in there.items():
+        assert table.equals(here[name])
+        # The run's name stands for its files, and so for where they are; all else is the same.
+        ours, theirs = (dict(t.schema.metadata) for t in (table, here[name]))
+        assert ours.pop(b"rankmill.run") != theirs.pop(b"rankmill.run")
+        assert ours == theirs
+
+
+def test_no_credential_is_stored(s3_run):
+    assert {"_rankmill/run.json", "_rankmill/shards/00000.json"} <= s3_run.stored.keys()
+    for name, content in s3_run.stored.items():
+        assert SECRET.encode() not in content, name
+        assert KEY.encode() not in content, name
+
+
+@only_nanio
+def test_a_profile_of_a_file_resumes_what_the_environment_started(server, s3_run, tmp_path):
+    fs = server.filesystem()
+    fs.rm_file("bucket/out/part-00001.parquet")
+    write_profile(tmp_path, server, "batch")
+    environment = server.environment(tmp_path)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del environment[name]
+
+    done = rankmill(environment, *s3_run.command, "--set", "storage.profile=batch")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["shards_resumed"] == s3_run.manifest["shards"] - 1
+    again = {path.removeprefix("bucket/out/"): fs.cat_file(path) for path in fs.find("bucket/out")}
+    assert again.keys() == s3_run.stored.keys()
+    for name, content in again.items():
+        assert SECRET.encode() not in content, name
+        if name.endswith((".parquet", ".arrow")):
+            assert content == s3_run.stored[name], name
+
+    status = rankmill(environment, "status", "s3://bucket/out", "--verify", "--profile", "batch")
+    assert (status.returncode, "not complete" in status.stdout) == (0, False)
+
+
+def write_profile(folder: Path, server: Server, name: str) -> None:
+    (folder / "config").write_text(
+        f"[profile {name}]\nregion = us-east-1\nendpoint_url = {server.endpoint}\n"
+    )
+    (folder / "credentials").write_text(
+        f"[{name}]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    )
+
+
+# What cannot be reached
+
+
+@pytest.fixture
+def refused(server: Server, tiny_model: Callable[[str], str], tmp_path: Path) -> Callable[..., str]:
+    """Run a command that must exit with 2 within seconds; what it says."""
+
+    def run(command: str, source: str, output: str, *more: str, **environment: str) -> str:
+        arguments = [command, "--input", source, "--output", output, *more]
+        started = time.monotonic()
+        done = rankmill(
+            server.environment(tmp_path, **environment),
+            *arguments,
+            *("--model", tiny_model("bert")),
+        )
+        assert time.monotonic() - started < 60
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert "Traceback" not in done.stderr
+        return " ".join(done.stderr.split())
+
+    return run
+
+
+@pytest.fixture
+def one_file(server: Server) -> str:
+    fs = server.filesystem()
+    with fs.open("bucket/one/a.parquet", "wb") as sink:
+        pq.write_table(make_pairs(2, 2), sink)
+    return "s3://bucket/one"
+
+
+def test_a_missing_bucket_or_folder_is_named(refused, one_file):
+    shown = refused("plan", "s3://no-such-bucket/in", "s3://bucket/elsewhere")
+    assert "There is nothing at s3://no-such-bucket/in" in shown
+    shown = refused("plan", "s3://bucket/nothing-here", "s3://bucket/elsewhere")
+    assert "There is nothing at s3://bucket/nothing-here" in shown
+    shown = refused("rerank", one_file, "s3://no-such-bucket/out")
+    assert "The bucket of s3://no-such-bucket/out does not exist" in shown
+
+
+@only_nanio
+def test_wrong_credentials_are_named_and_never_shown(refused, one_file):
+    wrong = "another-secret-that-is-wrong"
+    for command in ("plan", "rerank"):
+        shown = refused(command, one_file, "s3://bucket/x", AWS_SECRET_ACCESS_KEY=wrong)
+        assert "s3://bucket/one cannot be read" in shown
+        assert "signature" in shown
+        assert "credentials" in shown
+        assert wrong not in shown
+
+
+@only_nanio
+def test_wrong_credentials_for_the_output_alone_are_named(refused, local_run):
+    shown = refused("rerank", str(local_run[0]), "s3://bucket/x", AWS_SECRET_ACCESS_KEY="wrong")
+    assert "s3://bucket/x cannot be read" in shown
+
+
+@only_nanio
+def test_an_endpoint_where_nobody_listens_is_named(refused, local_run):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    shown = refused("plan", "s3://bucket/one", "s3://bucket/x", AWS_ENDPOINT_URL=nobody)
+    assert "s3://bucket/one cannot be read: Could not connect to the endpoint" in shown
+    assert nobody in shown
+    assert "AWS_ENDPOINT_URL" in shown
+
+
+@only_nanio
+def test_an_unknown_profile_is_named(refused, one_file):
+    shown = refused("plan", one_file, "s3://bucket/x", "--set", "storage.profile=nightly")
+    assert "The config profile (nightly) could not be found" in shown
+
+
+# The store
+
+
+@pytest.fixture
+def store(reached: Callable[..., None], request: pytest.FixtureRequest) -> Store:
+    return Store(f"s3://bucket/{request.node.originalname}")
+
+
+def test_files_are_written_read_listed_and_removed(store):
+    assert store.sizes() == {}
+    assert store.read("a") is None
+    store.write("a", b"one")
+    store.write("below/b", b"three")
+    assert store.sizes() == {"a": 3}
+    assert store.sizes("below") == {"b": 5}
+    assert store.read_many(["a", "below/b", "not there"]) == {"a": b"one", "below/b": b"three"}
+    store.delete(["a", "not there"])
+    assert store.read("a") is None
+    store.delete_folder("below")
+    store.delete_folder("never there")
+    assert store.sizes("below") == {}
+
+
+def test_a_file_is_created_once_where_the_store_has_conditional_writes(server, store):
+    assert store.create("lease", b"first")
+    assert store.create("lease", b"second") is not server.conditional
+    assert store.read("lease") == (b"first" if server.conditional else b"second")
+
+
+def test_what_another_process_wrote_is_seen_at_once(server, store):
+    assert store.sizes() == {}
+    server.filesystem().pipe_file(f"{store.url.removeprefix('s3://')}/new", b"x")
+    assert store.sizes() == {"new": 1}
+
+
+def test_a_lease_on_s3_refuses_a_second_run_and_outlives_no_dead_one(store):
+    with Lease(store, 0.1, 1.0) as held:
+        with pytest.raises(OutputBusy):
+            Lease(store, 0.1, 1.0).__enter__()
+        assert not held.lost
+    assert store.read(lease.LEASE) is None
+    silent = Owner("theirs", "node-7", "another kernel", 4242, "1")
+    store.write(lease.LEASE, json.dumps(silent.__dict__).encode())
+    with Lease(store, 0.1, 1.0):
+        assert Owner(**json.loads(store.read(lease.LEASE))).pid == os.getpid()
+
+
+@only_nanio
+def test_an_unreachable_store_fails_with_an_os_error_that_names_no_secret(reached):
+    reached(AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}", AWS_MAX_ATTEMPTS="1")
+    store = Store("s3://bucket/out")
+    for ask in (
+        lambda: store.read("a"),
+        lambda: store.read_many(["a", "b"]),
+        lambda: store.write("a", b""),
+        lambda: store.create("a", b""),
+        store.sizes,
+        lambda: store.delete(["a"]),
+    ):
+        with pytest.raises(OSError, match="Could not connect to the endpoint") as failed:
+            ask()
+        assert SECRET not in str(failed.value)
+
+
+@only_nanio
+def test_a_silent_endpoint_is_given_up_within_seconds(reached):
+    with socket.socket() as silent, socket.socket() as first:
+        # A full backlog: further connections are neither accepted nor refused.
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        first.connect(silent.getsockname())
+        port = silent.getsockname()[1]
+        reached(AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_MAX_ATTEMPTS="1")
+        started = time.monotonic()
+        with pytest.raises(InputError, match="s3://bucket/in cannot be read"):
+            storage.list_files(["s3://bucket/in"])
+        assert time.monotonic() - started < 30
