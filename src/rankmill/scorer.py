@@ -105,8 +105,8 @@ class Scorer:
         compute = ComputeConfig(cpus_per_worker=threads or hardware.cores)
         self.profile = profiles.make_profile(config, compute, found, hardware)
         rules = PairRules(self.description.max_length(max_length), truncation, max_query_tokens)
-        self._tokenizer = self.description.tokenizer(rules)
-        self._model = self.description.load(self.profile)
+        self.tokenizer = self.description.tokenizer(rules)
+        self.model = self.description.load(self.profile)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:
         """Raw scores, float32 [pairs], in the order given. Equal pairs are scored once.
@@ -125,10 +125,10 @@ class Scorer:
             numbers += [texts.setdefault(text, len(texts)) for text in pair]
         number = np.array(numbers, np.int32).reshape(-1, 2)
         distinct, inverse = np.unique(number, axis=0, return_inverse=True)
-        tokenized = self._tokenizer.pairs(
-            self._tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
+        tokenized = self.tokenizer.pairs(
+            self.tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
         )
-        scored = score_pairs(self._model, tokenized, self._tokenizer.template, self.profile)
+        scored = score_pairs(self.model, tokenized, self.tokenizer.template, self.profile)
         return scored.scores[inverse.reshape(-1)]
 
     def rank(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.int64]:
