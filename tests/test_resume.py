@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import make_pairs
-from rankmill import job, markers, pipeline, plan
+from rankmill import job, markers, plan
 from rankmill.config import InputConfig, RunConfig, load_config
 from rankmill.errors import OutputError, RunFailed
 from rankmill.job import RunResult
@@ -353,7 +353,8 @@ def test_a_file_replaced_after_planning_fails_its_shards_by_name(candidates, tmp
     source = tmp_path / "source"
     shutil.copytree(candidates, source)
     opened = open_source(InputConfig(path=str(source)))
-    whole = plan.make_plan(opened, pipeline.scan(opened), 1.0, 512)
+    runs = [plan.find_runs(opened, group) for group in opened.row_groups]
+    whole = plan.make_plan(opened, runs, 1.0, 512)
     pieces = [ShardPieces(s, tuple(whole.pieces(s))) for s in map(whole.shard, range(SHARDS))]
 
     replaced = pq.read_table(source / "1.parquet")
