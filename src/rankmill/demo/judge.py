@@ -1,6 +1,6 @@
 """How well the embedded model ranks: nDCG@10 against BM25, alone and added to it.
 
-    python -m rankmill.demo.judge [--model FOLDER] [--collection FOLDER] [--depth 50]
+    python -m rankmill.demo.judge [--collection FOLDER] [--depth 50] [--precision bf16]
 
 Without a collection the demo's own questions are judged. A collection is a folder with
 `candidates.parquet` (query_id, query, doc_id, title, text, bm25_score, bm25_rank) and
@@ -26,8 +26,13 @@ MODEL = Path(__file__).parent / "model"
 FUSED_WEIGHT = 0.5  # BM25's min-max normalised score and the model's, half and half
 
 
-def score_pairs(folder: Path, candidates: pa.Table, max_length: int = 256) -> np.ndarray:
-    """The model's logits in fp32 for each (query, title and text) row: float32 [rows]."""
+def score_pairs(
+    folder: Path, candidates: pa.Table, precision: str = "fp32", max_length: int = 256
+) -> np.ndarray:
+    """The model's logits for each (query, title and text) row: float32 [rows].
+
+    `precision` is "fp32", or "bf16" for the body alone: pooler and classifier stay in fp32.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     documents = pc.binary_join_element_wise(candidates["title"], candidates["text"], " ")
@@ -45,7 +50,10 @@ def score_pairs(folder: Path, candidates: pa.Table, max_length: int = 256) -> np
             return_tensors="pt",
         )
         with torch.inference_mode():
-            scores[rows] = model(**batch).logits.squeeze(-1).numpy()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                states = model.bert(**batch).last_hidden_state
+            logits = model.classifier(model.bert.pooler(states.float()))
+            scores[rows] = logits.squeeze(-1).numpy()
     return scores
 
 
@@ -92,11 +100,15 @@ def paired_interval(difference: np.ndarray, seed: int = 0) -> tuple[float, float
 
 
 def judge(
-    folder: Path, candidates: pa.Table, qrels: pa.Table, say: Callable[[str], None] = print
+    folder: Path,
+    candidates: pa.Table,
+    qrels: pa.Table,
+    precision: str = "fp32",
+    say: Callable[[str], None] = print,
 ) -> None:
     """Say nDCG@10 of BM25, the model, and both, with paired intervals of the gain over BM25."""
     bm25 = candidates["bm25_score"].to_numpy()
-    scores = score_pairs(folder, candidates)
+    scores = score_pairs(folder, candidates, precision)
     both = FUSED_WEIGHT * normalized(candidates, bm25)
     both += (1 - FUSED_WEIGHT) * normalized(candidates, scores)
     before = ndcg_at_10(candidates, qrels, bm25)
@@ -113,6 +125,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--collection", type=Path)
     parser.add_argument("--depth", type=int, default=50)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
     if options.collection is None:
         candidates, qrels = build_demo(options.depth)
@@ -120,7 +133,7 @@ def main() -> None:
         candidates = pq.read_table(options.collection / "candidates.parquet")
         candidates = candidates.filter(pc.field("bm25_rank") <= options.depth)
         qrels = pq.read_table(options.collection / "qrels.parquet")
-    judge(options.model, candidates, qrels)
+    judge(options.model, candidates, qrels, options.precision)
 
 
 if __name__ == "__main__":
