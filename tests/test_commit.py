@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from rankmill import markers, plan, rows, schema, tokens
+from rankmill import markers, output, plan, rows, schema, tokens
 from rankmill.commit import CommitSettings, commit_shard, finish_shard
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.envelope import Envelope
@@ -427,20 +427,27 @@ def test_markers_survive_being_stored(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"{}", b"[1]", b"\xff", b'{"files": 3}'])
-def test_a_file_that_is_no_marker_is_named(tmp_path, content):
+def test_a_file_that_is_no_marker_vouches_for_nothing(tmp_path, content):
     store = Store(str(tmp_path))
     store.write(markers.marker_name(4), content)
-    with pytest.raises(OutputError, match=r"00004\.json is not a shard marker"):
-        markers.read_markers(store)
+    assert markers.read_markers(store) == {}
+    with pytest.raises(OutputError, match="is not a shard marker"):
+        markers.Marker.from_bytes("00004.json", content)
 
 
 def test_a_failed_shard_leaves_a_note_and_no_marker(tmp_path):
     settings = commit_settings(tmp_path)
-    commit_shard(scored(TWO_LISTS, SCORES, shard=1), settings)
     commit_shard(Envelope(1, error="the row group cannot be decoded"), settings)
     assert markers.read_failures(settings.store) == {1: "the row group cannot be decoded"}
-    # It may have been committed by an earlier start and its part damaged since.
     assert markers.read_markers(settings.store) == {}
+
+
+def test_markers_of_shards_that_will_be_computed_are_removed_first(tmp_path):
+    settings = commit_settings(tmp_path)
+    for shard in (0, 1):
+        commit_shard(scored(TWO_LISTS, SCORES, shard=shard), settings)
+    output.begin(settings.store, None, pending=[1, 2])
+    assert list(markers.read_markers(settings.store)) == [0]
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_rank_of_nothing_is_nothing(scorer):
 
 def test_queries_are_capped_before_documents(tiny_model):
     model = tiny_model("bert")
-    capped = Scorer(model, device="cpu", precision="fp32", max_query_tokens=3)
+    capped = Scorer(model, device="cpu", precision="fp32", threads=1, max_query_tokens=3)
     one, other = capped.score([("what is a shard", "lists"), ("what is a plate", "lists")])
     assert one == pytest.approx(other, abs=1e-5)
 

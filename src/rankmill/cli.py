@@ -130,15 +130,19 @@ def plan(
       rankmill plan configs/nightly.yaml --rate 250
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_)
-    facts = console.plan_facts(job.prepare(wanted, overwrite=overwrite), rate)
-    _print(facts, as_json, console.plan_table)
+    with _own_stdout() as stdout:
+        facts = console.plan_facts(job.prepare(wanted, overwrite=overwrite), rate)
+        if as_json:
+            print(json.dumps(facts, indent=1, ensure_ascii=False), file=stdout)
+        else:
+            Console(file=stdout).print(console.plan_table(facts))
 
 
 @app.command()
 def status(
     output: Annotated[str, typer.Argument(help="The output folder of a run.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read and hash every file.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Repeat until it is complete.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat while it runs.")] = False,
     profile: Annotated[str | None, typer.Option(help="AWS profile.")] = None,
 ) -> None:
     """Show how far a run is, from its own files: running, stopped or complete.
@@ -150,7 +154,7 @@ def status(
     found = read_status(output, profile, verify)
     out = Console()
     out.print(console.status_table(found))
-    while watch and not found.complete:
+    while watch and found.running:
         time.sleep(2)
         found = read_status(output, profile)
         out.print(console.status_table(found))
@@ -167,6 +171,8 @@ def evaluate_command(
         str | None, typer.Option(help="A column with another order, e.g. bm25_rank.")
     ] = None,
     prefix: Annotated[str, typer.Option(help="The run's output.column_prefix.")] = "rerank_",
+    query_id: Annotated[str, typer.Option(help="The ranked table's query column.")] = "query_id",
+    doc_id: Annotated[str, typer.Option(help="The ranked table's document column.")] = "doc_id",
     per_query: Annotated[
         Path | None, typer.Option(help="Write a row a query to this CSV or Parquet file.")
     ] = None,
@@ -178,7 +184,8 @@ def evaluate_command(
 
       rankmill evaluate ranked/ --qrels qrels.parquet --baseline bm25_rank
     """
-    found = evaluate(ranked, qrels, metrics=metrics, baseline=baseline, prefix=prefix)
+    ids = (query_id, doc_id)
+    found = evaluate(ranked, qrels, metrics=metrics, baseline=baseline, prefix=prefix, ids=ids)
     if per_query is not None:
         _write_frame(found.per_query, per_query)
     if as_json:
@@ -223,7 +230,9 @@ def _config(
         "output.top_k": top_k,
         "input.limit": limit,
     }
-    overrides: dict[str, Setting] = {key: value for key, value in flags.items() if value}
+    overrides: dict[str, Setting] = {
+        key: value for key, value in flags.items() if value not in (None, [])
+    }
     if input_ and len(input_) == 1:
         overrides["input.path"] = input_[0]
     overrides |= dict(parse_override(text) for text in set_ or [])
@@ -233,13 +242,6 @@ def _config(
             "rankmill rerank --help shows examples.",
         )
     return load_config(path, overrides)
-
-
-def _print(facts: dict[str, Any], as_json: bool, table: Any) -> None:  # noqa: ANN401
-    if as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
-    else:
-        Console().print(table(facts))
 
 
 def _write_frame(frame: Any, path: Path) -> None:  # noqa: ANN401 - a pandas frame

@@ -7,16 +7,16 @@ without a marker is computed again and overwrites the same names with the same b
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ray.data._internal.execution.interfaces import TaskContext
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
@@ -25,6 +25,12 @@ from rankmill.envelope import Envelope
 from rankmill.markers import PRIVATE, Counters, Marker, WrittenFile
 from rankmill.read import ORIGIN_ROW
 from rankmill.store import Store
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.interfaces import TaskContext
+
+# A store that answers slowly or with an error now and then is asked again, after 1, 2 and 4 s.
+_WRITE_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -56,17 +62,30 @@ class ShardSink(Datasink[int]):
         count = 0
         for block in blocks:
             for envelope in Envelope.from_block(block):
-                commit_shard(envelope, self._settings)
+                self._commit(envelope)
                 count += 1
         return count
+
+    def _commit(self, envelope: Envelope) -> None:
+        """Commit, again if the store fails; a shard that cannot be written leaves a note.
+
+        Raises `OSError` when not even that can be written: then the output is out of reach.
+        """
+        for attempt in range(_WRITE_ATTEMPTS):
+            try:
+                commit_shard(envelope, self._settings)
+                return
+            except OSError as error:
+                why = f"its files cannot be written: {error}"
+                if attempt + 1 < _WRITE_ATTEMPTS:
+                    time.sleep(2**attempt)
+        commit_shard(envelope.failed(why), self._settings)
 
 
 def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
     """Write all files of a shard, its marker last; a failed shard leaves a note instead."""
     store = settings.store
     if envelope.error is not None:
-        # It may have one from an earlier start, whose part was found damaged.
-        store.delete([markers.marker_name(envelope.shard)])
         note = {"shard": envelope.shard, "error": envelope.error}
         store.write(markers.failure_name(envelope.shard), json.dumps(note).encode())
         return

@@ -189,7 +189,9 @@ def _has_credentials(path: str) -> bool:
     host = re.split(r"[/?#]", path.partition("://")[2], maxsplit=1)[0]
     _, colon, port = host.partition(":")
     arn = host.startswith("arn:")  # an S3 access point
-    return "@" in host or bool(colon and not port.isdigit() and not arn)
+    user = "@" in host and not path.startswith(("abfs://", "abfss://", "az://"))  # container@host
+    signed = re.search(r"[?&]([^=&]*(signature|token|secret|sig))=", path, re.IGNORECASE)
+    return user or signed is not None or bool(colon and not port.isdigit() and not arn)
 
 
 def load_config(
@@ -230,7 +232,9 @@ def parse_override(text: str) -> tuple[str, Setting]:
     try:
         return key.strip(), yaml.safe_load(raw)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise ConfigError(f"The value of --set {key} is not valid YAML: {error}.") from None
+        raise ConfigError(
+            f"The value of --set {key} is not valid YAML{_yaml_problem(error)}."
+        ) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -243,12 +247,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise ConfigError(f"{path} is not valid YAML: {error}.") from None
+        raise ConfigError(f"{path} is not valid YAML{_yaml_problem(error)}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}.")
     return values
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and where, without the line itself: it may hold anything."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f": {error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return "" if isinstance(error, yaml.YAMLError) else f": {error}"
 
 
 def _put(values: dict[str, Any], dotted: str, value: Setting) -> None:

@@ -166,7 +166,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def status_table(status: Status) -> Table:
     """How far a run is."""
     counters = status.counters
-    state = "complete" if status.complete else "not complete"
+    state = "complete" if status.complete else "running" if status.running else "stopped"
     rows = [
         ("output", status.url),
         ("state", state),

@@ -6,9 +6,13 @@ never has to know an input type, and the scoring actor passes texts on without d
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+
+from rankmill.errors import RankmillError
 
 _SCHEMA = pa.schema(
     [
@@ -40,9 +44,17 @@ class Envelope:
     texts: pa.Table | None = None
     scores: pa.Table | None = None
 
-    def failed(self, error: str) -> Envelope:
-        """The same shard without its tables, and why."""
-        return Envelope(self.shard, error)
+    def failed(self, error: Exception | str) -> Envelope:
+        """The same shard without its tables, and why.
+
+        Of an error that is not rankmill's own only the kind and the place are kept: its text may
+        quote a row.
+        """
+        if isinstance(error, Exception) and not isinstance(error, RankmillError):
+            frames = traceback.extract_tb(error.__traceback__)
+            place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+            return Envelope(self.shard, f"{type(error).__name__}{place}")
+        return Envelope(self.shard, str(error))
 
     def to_block(self) -> pa.Table:
         """A block of one row."""

@@ -103,11 +103,12 @@ def evaluate(
     metrics: Sequence[str] | str = METRICS,
     baseline: str | None = None,
     prefix: str = "rerank_",
+    ids: tuple[str, str] = ("query_id", "doc_id"),
 ) -> Evaluation:
     """Measure a ranked table against judgements, by the rules at the top of this module.
 
-    `ranked` is a frame, a table, or Parquet files, folders or globs, with the columns `query_id`,
-    `doc_id` and `{prefix}rank` (ascending) or, without it, `{prefix}score` (descending; ties by
+    `ranked` is a frame, a table, or Parquet files, folders or globs, with the two columns that
+    `ids` names and `{prefix}rank` (ascending) or, without it, `{prefix}score` (descending; ties by
     input order). `qrels` is a frame, a table or Parquet with `query_id, doc_id, relevance`, or a
     text file: TREC qrels (query, iteration, document, relevance) or BEIR's (query, document,
     relevance between tabs, under a header). `metrics` are names like `ndcg@10`, in a sequence or
@@ -123,14 +124,14 @@ def evaluate(
     unreadable, empty or contradictory judgements, and when no query is in both.
     """
     measures = _measures(metrics)
-    table, orders = _read_ranked(ranked, prefix, baseline)
+    table, orders = _read_ranked(ranked, prefix, baseline, ids)
     judged = read_judgements(qrels)
-    query_ids = ids_of(table, "query_id", "ranked table")
+    query_ids = ids_of(table, ids[0], "ranked table")
     unjudged = _unjudged_queries(query_ids, judged.queries)
     query = numbers(query_ids, judged.queries)
     rows = np.flatnonzero(query >= 0)
     query = query[rows]
-    doc_ids = ids_of(table, "doc_id", "ranked table").take(pa.array(rows))
+    doc_ids = ids_of(table, ids[1], "ranked table").take(pa.array(rows))
     document, judged_document = number_documents(doc_ids, judged.document)
     # Numbers stand in for ids: trec_eval reads ids as C strings, which real ones need not be.
     grades: Grades = {str(number): {} for number in range(len(judged.queries))}
@@ -179,14 +180,14 @@ def _measures(metrics: Sequence[str] | str) -> list[_Measure]:
 
 
 def _read_ranked(
-    source: TableSource, prefix: str, baseline: str | None
+    source: TableSource, prefix: str, baseline: str | None, ids: tuple[str, str]
 ) -> tuple[pa.Table, list[str]]:
     """The columns that are needed, and those of them that order: the ranking's, the baseline's."""
     names = column_names(source)
     rank, score = f"{prefix}rank", f"{prefix}score"
     order = next((name for name in (rank, score) if name in names), f"{rank} or {score}")
     orders = [order] if baseline is None else [order, baseline]
-    return read_columns(source, ["query_id", "doc_id", *orders], names, "ranked table"), orders
+    return read_columns(source, [*ids, *orders], names, "ranked table"), orders
 
 
 def _unjudged_queries(ranked: pa.Array, judged: pa.Array) -> int:

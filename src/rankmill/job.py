@@ -12,14 +12,14 @@ from typing import Any
 from rankmill import markers, output, pipeline, runs, schema, storage
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, RunConfig
-from rankmill.errors import ConfigError, OutputBusy, OutputError, RunFailed
+from rankmill.errors import ConfigError, OutputBusy, OutputError, RunFailed, StartError
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
 from rankmill.models import Description
 from rankmill.models.folder import describe
 from rankmill.plan import Plan, make_plan
 from rankmill.pool import Pool, choose_device, size_pool
-from rankmill.profile import Profile, make_profile
+from rankmill.profile import SCORING_VERSION, Profile, make_profile
 from rankmill.progress import Listener, Watch
 from rankmill.runs import Run
 from rankmill.source import Source, open_source
@@ -58,9 +58,18 @@ class Prepared:
 
     @property
     def rules(self) -> PairRules:
-        """How pairs are cut, with the model's own limit."""
+        """How pairs are cut, with the model's own limit.
+
+        Raises `ConfigError` when the query's cap leaves the document no room under that limit.
+        """
         asked = self.config.model
         length = self.model.max_length(asked.max_length)
+        if asked.max_query_tokens is not None and asked.max_query_tokens >= length:
+            raise ConfigError(
+                f"model.max_query_tokens is {asked.max_query_tokens}, but the model sees only "
+                f"{length} tokens of a pair.",
+                "Lower it, so that the document has room.",
+            )
         return PairRules(length, asked.truncation, asked.max_query_tokens)
 
 
@@ -94,6 +103,9 @@ def prepare(
     if stored is not None:
         runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
     found.check()
+    if found.max_length(config.model.max_length) < config.model.max_length:
+        length = found.max_length(config.model.max_length)
+        log.warning("model.max_length is lowered to the model's own limit of %d tokens.", length)
     whole = make_plan(
         source,
         pipeline.scan(source, config.compute),
@@ -107,7 +119,9 @@ def prepare(
         committed, wrong = output.committed(store, stored["fingerprint"])
         for problem in wrong:
             log.warning("Computed again: %s", problem)
-    return Prepared(config, source, found, whole, store, stored, committed)
+    ready = Prepared(config, source, found, whole, store, stored, committed)
+    _ = ready.rules  # raises when the caps leave no room
+    return ready
 
 
 def rerank(
@@ -141,11 +155,20 @@ def rerank(
         with storage.reaching(ready.store.url):
             if overwrite:
                 output.remove_old(ready.store)
-            output.begin(ready.store, run.to_bytes() if ready.stored is None else None)
-        log.info("%s", _resolved_line(profile, pool))
+            record = run.to_bytes() if ready.stored is None else None
+            output.begin(ready.store, record, ready.pending)
+        log.info("%s", _resolved_line(ready, profile, pool))
         pipeline.run_on_every_node(ready.model.fetch, pipeline.capacity())
         watch = stack.enter_context(
-            Watch(ready.store, len(ready.plan), ready.plan.pairs, ready.committed, lease, listener)
+            Watch(
+                ready.store,
+                len(ready.plan),
+                ready.plan.pairs,
+                ready.committed,
+                run.fingerprint,
+                lease,
+                listener,
+            )
         )
         try:
             pipeline.run_shards(
@@ -157,14 +180,25 @@ def rerank(
                 pool,
             )
         except KeyboardInterrupt:
-            if lease.lost:
-                raise OutputBusy(
-                    f"Another run took over {ready.store.url}; this one stopped.",
-                    "What is committed stays.",
-                ) from None
-            raise
-        done = watch.finish()
-        return _finish(ready, run, pool, done, time.monotonic() - started)
+            if not lease.lost:
+                raise
+        except StartError as error:  # too late to be one: shards may be committed
+            raise RunFailed(error.message, error.remedy) from error
+        if lease.lost:
+            raise OutputBusy(
+                f"Another run took over {ready.store.url}; this one stopped.",
+                "What is committed stays.",
+            )
+        try:
+            watch.finish()
+            # What counts is what lies in the output now, whatever was seen on the way.
+            done, _ = output.committed(ready.store, run.fingerprint)
+            return _finish(ready, run, pool, done, time.monotonic() - started)
+        except OSError as error:
+            raise RunFailed(
+                f"{ready.store.url} is out of reach at the end of the run: {error}.",
+                "What is committed stays; the same command resumes.",
+            ) from error
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -181,7 +215,7 @@ def _absolute(config: RunConfig) -> RunConfig:
 
 def _refuse_relative(config: RunConfig) -> None:
     for path in [*config.input.paths, config.output.path]:
-        if not storage.is_remote(path) and not path.startswith(("/", "~")):
+        if not storage.is_remote(path) and not path.removeprefix("file://").startswith(("/", "~")):
             raise ConfigError(
                 f"The path {path} is relative, which means another place on every node of a "
                 "cluster.",
@@ -225,7 +259,13 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
     hardware = pipeline.probe(device, compute.gpus_per_worker)
     if ready.stored is None:
         profile = make_profile(ready.config.model, compute, device, hardware)
-    elif device == "cpu" and hardware.instructions != profile.instructions:
+    elif profile.scoring_version != SCORING_VERSION:
+        raise OutputError(
+            f"{ready.store.url} was begun with version {profile.scoring_version} of the scoring "
+            f"code; this one is {SCORING_VERSION} and would give other scores.",
+            "Finish it with the version of rankmill that began it, or use --overwrite.",
+        )
+    elif hardware.instructions != profile.instructions:
         raise ConfigError(
             f"The run was started on processors with {profile.instructions}; these have "
             f"{hardware.instructions}, and would not give the same bytes.",
@@ -234,8 +274,9 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
     return profile, size_pool(compute, device, profile.threads, found)
 
 
-def _resolved_line(profile: Profile, pool: Pool) -> str:
+def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
     return (
+        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens a pair, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
         f"{pool.workers} worker(s) of {profile.threads} thread(s), "
         f"{profile.token_budget} tokens a batch"
@@ -298,6 +339,7 @@ def _finish(
         "shards_resumed": len(ready.committed),
         "degraded": [index for index in sorted(done) if done[index].degraded],
         "workers": asdict(pool),
+        "max_length": ready.rules.max_length,
         **{key: run.recorded[key] for key in ("model", "profile", "versions")},
         "files": [done[index].part.name for index in sorted(done)],
     }
@@ -314,13 +356,19 @@ def _failure(store: Store, missing: list[int], shards: int) -> RunFailed:
         first.append(f"  … and {more} more in {store.url}/{markers.FAILED}")
     return RunFailed(
         f"{len(missing)} of {shards} shards failed:\n" + "\n".join(first),
-        f"The other {shards - len(missing)} are committed. Mend the cause and run the same "
-        "command again: only the missing shards are computed.",
+        f"The other {shards - len(missing)} are committed. Run the same command again when the "
+        "cause is mended: only the missing shards are computed. (An input file that was written "
+        "anew makes another run: start that one with --overwrite or in another output.)",
     )
 
 
 def _already_complete(ready: Prepared) -> RunResult:
     manifest = json.loads(ready.store.read(runs.MANIFEST) or b"{}")
+    if "files" not in manifest:
+        raise OutputError(
+            f"{ready.store.url} has {runs.SUCCESS} but no {runs.MANIFEST}.",
+            f"Remove {runs.SUCCESS} and run the same command again.",
+        )
     counters = markers.add(marker.counters for marker in ready.committed.values())
     log.info("Already complete: nothing was computed.")
     return _result(ready.store, manifest, counters)

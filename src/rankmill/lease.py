@@ -66,6 +66,13 @@ class Owner:
         return self.boot == _boot_id() != "" and _start_of(self.pid) == self.process_start != ""
 
 
+def holder(store: Store) -> Owner | None:
+    """Who holds an output's lease, unless that is certainly a dead process of this machine."""
+    content = store.read(LEASE)
+    owner = None if content is None else _owner(content)
+    return None if owner is None or owner.is_dead else owner
+
+
 class Lease:
     """Holds an output while in its `with` block.
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -122,8 +123,13 @@ def read_markers(store: Store, known: Iterable[int] = ()) -> dict[int, Marker]:
     skip = {f"{shard:05d}.json" for shard in known}
     names = [n for n in store.sizes(SHARDS) if n.endswith(".json") and n not in skip]
     contents = store.read_many([f"{SHARDS}/{name}" for name in names])
-    markers = (Marker.from_bytes(name, content) for name, content in contents.items())
-    return {marker.shard: marker for marker in markers}
+    found: dict[int, Marker] = {}
+    for name, content in contents.items():
+        # What is no marker vouches for nothing: its shard counts as not committed.
+        with suppress(OutputError):
+            marker = Marker.from_bytes(name, content)
+            found[marker.shard] = marker
+    return found
 
 
 def read_failures(store: Store) -> dict[int, str]:

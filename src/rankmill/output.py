@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatch
 
 from rankmill import markers, runs, storage
 from rankmill.errors import ConfigError, OutputError
@@ -22,30 +23,48 @@ def refuse_overlap(inputs: Sequence[str], output: str) -> None:
     there = _folder(output)
     for path in inputs:
         here = _folder(path)
-        inside = there.startswith(here) or here.startswith(there)
-        beside = os.path.dirname(here.rstrip("/")) + "/" == there
-        if inside or beside:
+        if _is_glob(path):
+            written = [there + "part-00000.parquet", *_parents(there)]
+            inside = any(fnmatch(name, path) for name in written) or here.startswith(there)
+        else:
+            beside = os.path.dirname(here.rstrip("/")) + "/" == there
+            inside = there.startswith(here) or here.startswith(there) or beside
+        if inside:
             raise ConfigError(
                 f"The output {output} and the input {path} lie inside each other.",
                 "Choose an output folder of its own.",
             )
 
 
+def _is_glob(path: str) -> bool:
+    here = not storage.is_remote(path) and os.path.exists(path)
+    return re.search(r"[*?\[]", path) is not None and not here
+
+
+def _parents(folder: str) -> list[str]:
+    """A folder and all above it, without the last slash."""
+    names = folder.rstrip("/").split("/")
+    return ["/".join(names[:end]) for end in range(len(names), 1, -1)]
+
+
 def _folder(path: str) -> str:
     """A path with symlinks resolved, up to its first wildcard, ending in a slash."""
-    is_glob = storage.is_remote(path) or not os.path.exists(path)
-    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0] if is_glob else path
-    if fixed != path:
-        fixed = fixed.rpartition("/")[0]
+    fixed = path
+    if _is_glob(path):
+        fixed = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
     resolved = fixed if storage.is_remote(path) else os.path.realpath(fixed)
     return resolved.rstrip("/") + "/"
 
 
 def refuse_foreign(store: Store, overwrite: bool) -> None:
-    """Raise `OutputError` when a folder without a run holds files that readers would see."""
+    """Raise `OutputError` for files that readers would see and that no run of rankmill wrote.
+
+    overwrite: the parts of a run that is there will be removed, so they are no obstacle.
+    """
+    has_run = store.read(runs.RUN) is not None
     visible = [name for name in store.sizes() if not name.startswith(("_", "."))]
     foreign = [name for name in visible if not _PART.fullmatch(name)]
-    if foreign or (visible and not overwrite):
+    if foreign or (visible and not (overwrite and has_run)):
         shown = ", ".join(sorted(foreign or visible)[:3])
         raise OutputError(
             f"The output {store.url} holds files that are not of a run of rankmill: {shown}.",
@@ -77,12 +96,16 @@ def is_complete(store: Store) -> bool:
     return runs.SUCCESS in store.sizes()
 
 
-def begin(store: Store, record: bytes | None) -> None:
+def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
     """Make ready for a start: no `_SUCCESS`, no notes and scraps of an earlier start.
 
-    record: run.json, for a run that has none yet.
+    record: run.json, for a run that has none yet. pending: the shards that will be computed; a
+    marker of theirs (damaged, or of another run) must not vouch for them.
     """
     store.delete([runs.SUCCESS])
+    there = set(store.sizes(markers.SHARDS))
+    names = (markers.marker_name(shard) for shard in pending)
+    store.delete([name for name in names if name.rpartition("/")[2] in there])
     store.delete_folder(markers.FAILED)
     # File by file: the last writes of a killed run may still arrive in that folder.
     store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])

@@ -41,7 +41,7 @@ from rankmill.tokens import PairRules, PairTokenizer
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
 # run is several executions. A new pool costs seconds, this many shards take hours.
 SHARDS_AN_EXECUTION = 2_000
-# Row groups are scanned on the driver below this many key bytes, and by Ray tasks above.
+# The input is scanned on the driver up to so many rows, and by Ray tasks above.
 SCAN_ON_DRIVER_ROWS = 2_000_000
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -127,13 +127,14 @@ def capacity() -> Capacity:
         cpus=tuple(float(n["Resources"]["CPU"]) for n in nodes),
         gpus=tuple(float(n["Resources"].get("GPU", 0)) for n in nodes),
         node_ids=tuple(str(n["NodeID"]) for n in nodes),
+        memory=tuple(float(n["Resources"].get("memory", 0)) for n in nodes),
     )
 
 
 def probe(device: Device, gpus: float) -> Hardware:
     """Look at a worker node of the kind that will score."""
     options = {"num_cpus": READ_CPUS, "num_gpus": gpus if device == "cuda" else 0}
-    found: Hardware = ray.get(ray.remote(**options)(profile.probe).remote(device))
+    found: Hardware = _get([ray.remote(**options)(profile.probe).remote(device)])[0]
     return found
 
 
@@ -168,7 +169,10 @@ def _get(refs: list[Any]) -> list[Any]:
     except RayTaskError as error:
         if isinstance(error.cause, RankmillError):
             raise error.cause from None
-        raise
+        raise ConfigError(
+            f"A task on the cluster failed: {type(error.cause).__name__}: {error.cause}.",
+            "Every node needs the same version of rankmill and its packages.",
+        ) from error
 
 
 def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
@@ -301,6 +305,13 @@ class ScoreBlocks:
     """A scoring actor: holds the model."""
 
     def __init__(self, settings: StageSettings) -> None:
+        found = profile.probe(settings.profile.device).instructions
+        if found != settings.profile.instructions:
+            raise ConfigError(
+                f"This node computes with {found}, the run with {settings.profile.instructions}; "
+                "their scores differ in the last bits.",
+                "Run on nodes of one kind.",
+            )
         self._profile = settings.profile
         self._template = settings.description.tokenizer(settings.rules).template
         self._model = settings.description.load(settings.profile)
@@ -321,6 +332,6 @@ def _each(block: pa.Table, step: Callable[[Envelope], Envelope]) -> pa.Table:
             try:
                 envelope = step(envelope)
             except Exception as error:  # noqa: BLE001 - one shard's failure must not end the run
-                envelope = envelope.failed(f"{type(error).__name__}: {error}")
+                envelope = envelope.failed(error)
         done.append(envelope.to_block())
     return pa.concat_tables(done)

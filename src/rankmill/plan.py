@@ -27,9 +27,10 @@ SHARD_OPERATIONS = 5e12
 SHARD_OPERATIONS_LEAST = 2.5e11
 SMALL_PLAN = 16
 SHARD_PAIRS = 16_384
-SHARD_TEXT_BYTES = 64 << 20
+SHARD_BYTES = 64 << 20
 # Bytes of UTF-8 a token: 4 to 5 in English, 4 to 6 in Japanese (3 bytes a character).
 _BYTES_PER_TOKEN = 4.0
+_SAMPLE_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class QueryRuns:
     """Runs of equal candidate keys in one row group.
 
     key: uint64 [runs], a hash of the key; start: int64 [runs], the run's first row in the group.
-    Rows without a key belong to the run before them, or to the first.
+    Rows without a key belong to the run before them, or to the first. text_bytes: the group's
+    text, measured on its first rows; None where the footer tells.
     """
 
     key: npt.NDArray[np.uint64]
     start: npt.NDArray[np.int64]
+    text_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,25 @@ def find_runs(source: Source, group: RowGroup) -> QueryRuns:
             starts.append(where)
             last = hashes[-1] if len(hashes) else last
         offset += table.num_rows
+    text_bytes = _sampled_bytes(source, group) if group.repeats else None
     if not keys:
-        return QueryRuns(np.empty(0, np.uint64), np.empty(0, np.int64))
-    return QueryRuns(np.concatenate(keys), np.concatenate(starts))
+        return QueryRuns(np.empty(0, np.uint64), np.empty(0, np.int64), text_bytes)
+    return QueryRuns(np.concatenate(keys), np.concatenate(starts), text_bytes)
+
+
+def _sampled_bytes(source: Source, group: RowGroup) -> int:
+    """Bytes of scored text in a row group whose footer knows only its dictionaries' bytes."""
+    names = [source.columns.query, *source.columns.document_parts]
+    stored = [source.columns.query, source.columns.candidates]
+    columns = stored if source.layout == "nested" else names
+    table = next(source.batches(group, columns, rows=_SAMPLE_ROWS))
+    if source.layout == "nested":
+        table, _ = rows.flatten(table, source.columns.candidates)
+    if not table.num_rows:
+        return group.text_bytes
+    lengths = (pc.sum(pc.binary_length(rows.plain(table.column(name)))) for name in names)
+    mean = sum(length.as_py() or 0 for length in lengths) / table.num_rows
+    return int(mean * group.pairs)
 
 
 def _hashes(values: pa.Array) -> npt.NDArray[np.uint64]:
@@ -156,12 +175,17 @@ def make_plan(
 
     Raises `InputError` when a query's rows lie apart.
     """
+    runs = list(runs)
     keys, starts = _global_runs(source.row_groups, runs)
+    text_bytes = [
+        group.text_bytes if run.text_bytes is None else run.text_bytes
+        for group, run in zip(source.row_groups, runs)
+    ]
     _refuse_apart(source, keys, starts)
     total = sum(group.rows for group in source.row_groups)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    work = _Work(source.row_groups, operations_per_token, max_length)
+    work = _Work(source.row_groups, text_bytes, operations_per_token, max_length)
     borders = np.append(starts, total)
     bounds, queries = _cut(borders, work)
     end = bounds[-1:]
@@ -218,14 +242,20 @@ class _Work:
     """Cumulative pairs, tokens, text bytes and operations before a table row (piecewise linear)."""
 
     def __init__(
-        self, groups: Sequence[RowGroup], operations_per_token: float, max_length: int
+        self,
+        groups: Sequence[RowGroup],
+        text_bytes: Sequence[int],
+        operations_per_token: float,
+        max_length: int,
     ) -> None:
-        per_pair = [g.text_bytes / max(g.pairs, 1) / _BYTES_PER_TOKEN for g in groups]
+        per_pair = [b / max(g.pairs, 1) / _BYTES_PER_TOKEN for g, b in zip(groups, text_bytes)]
         tokens = [g.pairs * min(t, max_length) for g, t in zip(groups, per_pair)]
         self._rows = _cumulative([g.rows for g in groups])
         self._pairs = _cumulative([g.pairs for g in groups]).astype(float)
         self._tokens = np.concatenate([[0.0], np.cumsum(tokens)])
-        self._bytes = _cumulative([g.text_bytes for g in groups]).astype(float)
+        # What a shard holds in memory: all columns, and text that a dictionary does not share.
+        in_memory = [max(g.total_bytes, b) for g, b in zip(groups, text_bytes)]
+        self._bytes = _cumulative(in_memory).astype(float)
         self._operations_per_token = operations_per_token
 
     def pairs_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -241,7 +271,7 @@ class _Work:
         return [
             operations / most,
             self.pairs_before(row) / SHARD_PAIRS,
-            np.interp(row, self._rows, self._bytes) / SHARD_TEXT_BYTES,
+            np.interp(row, self._rows, self._bytes) / SHARD_BYTES,
         ]
 
 

@@ -23,11 +23,12 @@ _FREE_CPUS = 0.5
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster has: CPUs and GPUs of each live node."""
+    """What the cluster has: CPUs, GPUs and bytes of memory of each live node with CPUs."""
 
     cpus: tuple[float, ...]
     gpus: tuple[float, ...]
     node_ids: tuple[str, ...]
+    memory: tuple[float, ...] = (0.0,)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def choose_device(compute: ComputeConfig, found: Capacity) -> Device:
     """
     most = max(found.gpus, default=0.0)
     if compute.device == "auto":
-        return "cuda" if most >= min(compute.gpus_per_worker, 1) and most > 0 else "cpu"
+        return "cuda" if most >= compute.gpus_per_worker else "cpu"
     if compute.device == "cuda" and most < compute.gpus_per_worker:
         raise ConfigError(
             f"compute.device is cuda and a worker needs {compute.gpus_per_worker:g} GPU(s), but "
@@ -58,7 +59,20 @@ def choose_device(compute: ComputeConfig, found: Capacity) -> Device:
 
 
 def size_pool(compute: ComputeConfig, device: Device, threads: int, found: Capacity) -> Pool:
-    """How many actors, and what each reserves, so that reads and commits always find room."""
+    """How many actors, and what each reserves, so that reads and commits always find room.
+
+    Raises `ConfigError` when no node can hold a worker.
+    """
+    if not found.cpus:
+        raise ConfigError(
+            "The cluster has no node with CPUs.", "Start a worker node, or wait for one to start."
+        )
+    if compute.memory is not None and compute.memory > max(found.memory):
+        raise ConfigError(
+            f"compute.memory asks for {compute.memory:,} bytes a worker; the largest node has "
+            f"{max(found.memory):,.0f}.",
+            "Lower it, or leave it out.",
+        )
     if device == "cuda":
         fits = sum(math.floor(g / compute.gpus_per_worker) for g in found.gpus)
         workers = fits if compute.workers == "auto" else min(compute.workers, fits)

@@ -35,7 +35,7 @@ _THREADS_ON_LARGE_NODES = 4
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a node has, as far as profiles care."""
+    """What a node has, as far as profiles care. `instructions`: of the CPU, or the GPU's name."""
 
     cores: int
     instructions: str
@@ -76,12 +76,15 @@ def probe(device: str) -> Hardware:
         platform.machine(),
     )
     cuda = cuda_bf16 = mps = False
+    gpu = device
     if device in ("cuda", "mps"):
         import torch
 
         cuda = torch.cuda.is_available()
+        gpu = torch.cuda.get_device_name() if cuda and device == "cuda" else device
         cuda_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         mps = torch.backends.mps.is_available()
+    instructions = gpu if device in ("cuda", "mps") else instructions
     return Hardware(_cores(), instructions, bf16, cuda, cuda_bf16, mps)
 
 
@@ -111,7 +114,7 @@ def make_profile(
         backend="torch" if model.backend == "auto" else model.backend,
         precision=precision,
         device=device,
-        instructions=hardware.instructions if device == "cpu" else device,
+        instructions=hardware.instructions,
         threads=_threads(compute, device, hardware.cores),
         token_budget=TOKEN_BUDGET[device],
     )

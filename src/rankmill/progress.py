@@ -73,13 +73,14 @@ class Watch:
         shards: int,
         pairs: int,
         committed: Mapping[int, Marker],
+        fingerprint: str,
         lease: Lease,
         listener: Listener | None,
     ) -> None:
         self._store, self._shards, self._pairs = store, shards, pairs
         self._markers = dict(committed)
         self._before = sum(marker.counters.rows_in for marker in committed.values())
-        self._lease, self._listener = lease, listener
+        self._fingerprint, self._lease, self._listener = fingerprint, lease, listener
         self._started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rankmill-progress", daemon=True)
@@ -97,12 +98,11 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def finish(self) -> dict[int, Marker]:
-        """Stop watching; all markers there are, read once more."""
+    def finish(self) -> None:
+        """Look once more and stop watching."""
         self._stop.set()
         self._thread.join()
         self._look()
-        return self._markers
 
     def _run(self) -> None:
         pause = _LOCAL_SECONDS if self._store.local else _REMOTE_SECONDS
@@ -116,7 +116,8 @@ class Watch:
                 log.warning("The run's markers cannot be read at the moment: %s", error)
 
     def _look(self) -> None:
-        self._markers |= markers.read_markers(self._store, self._markers)
+        new = markers.read_markers(self._store, self._markers)
+        self._markers |= {s: m for s, m in new.items() if m.fingerprint == self._fingerprint}
         if self._listener is not None:
             self._listener(self._now())
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import ray
 from ray.data import DataContext
 from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -20,7 +21,7 @@ from rankmill import rows, storage
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.plan import Piece, Plan, Shard
-from rankmill.source import RowGroup, Source
+from rankmill.source import Source
 
 # The table row of each pair row, counted from the shard's first; int64.
 ORIGIN_ROW = "__rankmill_row"
@@ -41,7 +42,7 @@ class ShardSource(Datasource):
         super().__init__()
         shards = (plan.shard(index) for index in pending)
         self._runs = group_runs([ShardPieces(shard, tuple(plan.pieces(shard))) for shard in shards])
-        self._source = source
+        self._shared = ray.put(source)  # once, not with every task
 
     @property
     def tasks(self) -> int:
@@ -62,24 +63,25 @@ class ShardSource(Datasource):
         nothing_known = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None
         )
-        return [ReadTask(_reader(self._source, run), nothing_known) for run in self._runs]
+        return [ReadTask(_reader(self._shared, run), nothing_known) for run in self._runs]
 
 
 def group_runs(shards: list[ShardPieces]) -> list[list[ShardPieces]]:
     """Put shards that share a row group into one run, in order."""
     runs: list[list[ShardPieces]] = []
     for shard in shards:
-        last = runs[-1][-1].pieces[-1:] if runs else ()
-        if last and shard.pieces and last[0].group == shard.pieces[0].group:
+        last = runs[-1][-1].pieces if runs else ()
+        # A shard that crosses a border ends its run, or all shards would hang together in one.
+        if last and shard.pieces and last[0].group == last[-1].group == shard.pieces[0].group:
             runs[-1].append(shard)
         else:
             runs.append([shard])
     return runs
 
 
-def _reader(source: Source, run: list[ShardPieces]) -> Callable[[], Iterator[Block]]:
+def _reader(shared: ray.ObjectRef[Source], run: list[ShardPieces]) -> Callable[[], Iterator[Block]]:
     def read() -> Iterator[Block]:
-        for envelope in read_shards(source, run):
+        for envelope in read_shards(ray.get(shared), run):
             yield envelope.to_block()
 
     return read
@@ -90,9 +92,20 @@ def read_shards(source: Source, run: list[ShardPieces]) -> Iterator[Envelope]:
     cursor = _Cursor(source)
     for shard in run:
         try:
-            yield Envelope(shard.shard.index, rows=_read_one(source, cursor, shard))
-        except InputError as error:
-            yield Envelope(shard.shard.index, error=str(error))
+            envelope = Envelope(shard.shard.index, rows=_read_one(source, cursor, shard))
+        except Exception as error:  # noqa: BLE001 - one shard's failure must not end the run
+            envelope = Envelope(shard.shard.index).failed(_changed(source, shard) or error)
+        yield envelope
+
+
+def _changed(source: Source, wanted: ShardPieces) -> InputError | None:
+    """What is wrong with a shard's files when they are not those that were planned."""
+    try:
+        for number in dict.fromkeys(source.row_groups[p.group].file for p in wanted.pieces):
+            _refuse_changed(source, number)
+    except InputError as error:
+        return error
+    return None
 
 
 def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
@@ -109,7 +122,7 @@ def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
     places = [
         [
             source.files[group.file].url,
-            _row_in_file(source, group) + piece.first,
+            group.first_row + piece.first,
             piece.stop - piece.first,
         ]
         for group, piece in zip(groups, wanted.pieces)
@@ -117,11 +130,6 @@ def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
     return table.replace_schema_metadata(
         {"places": json.dumps(places), "rows": str(wanted.shard.stop - wanted.shard.start)}
     )
-
-
-def _row_in_file(source: Source, group: RowGroup) -> int:
-    before = (g for g in source.row_groups if g.file == group.file and g.index < group.index)
-    return sum(g.rows for g in before)
 
 
 def _refuse_changed(source: Source, number: int) -> None:

@@ -122,12 +122,12 @@ def candidate_key(table: pa.Table, columns: ColumnNames, has_query_id: bool) -> 
     """
     if has_query_id and columns.query_id is not None:
         column = table.column(columns.query_id)
-        return _valid_text(column)[0] if is_text(column.type) else _plain(column)
+        return _valid_text(column)[0] if is_text(column.type) else plain(column)
     text, _ = _valid_text(table.column(columns.query))
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
 
 
-def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """One contiguous array without dictionary or view encoding."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
@@ -141,7 +141,7 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 def _valid_text(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """Text as large_string, with invalid UTF-8 made null, and where it was invalid."""
-    array = _plain(column)
+    array = plain(column)
     if pat.is_null(array.type):
         return array.cast(pa.large_string()), np.zeros(len(array), bool)
     raw = array.cast(pa.large_binary())

@@ -64,6 +64,8 @@ def identity_without_profile(
     """Everything that names a run but the profile, as plain JSON values."""
     return {
         "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
+        # The files' order makes the shards; a mapping does not keep it.
+        "order": hashlib.sha256("\n".join(file.url for file in source.files).encode()).hexdigest(),
         "model": model.digest,
         "settings": config.result_settings(),
         "asked": {

@@ -25,18 +25,28 @@ Layout = Literal["pairs", "nested"]
 # Footers are read by threads: on an object store each is one or two round trips.
 _FOOTER_THREADS = 16
 _READ_ROWS = 4096
+# Below so many bytes a value, a column with a dictionary may hold far more text than it weighs.
+_DICTIONARY_BYTES = 64
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """`rows` table rows holding `pairs` pairs (equal unless nested) and `text_bytes` of text."""
+    """`rows` table rows holding `pairs` pairs (equal unless nested), from `first_row` of its file.
+
+    text_bytes: of the columns that are scored; total_bytes: of all columns; both uncompressed, as
+    the footer has them. Where texts repeat these are the dictionary's bytes, far below the texts'
+    own: `repeats` is true then.
+    """
 
     file: int
     index: int
     rows: int
     pairs: int
     text_bytes: int
+    total_bytes: int
+    first_row: int
+    repeats: bool
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,11 @@ class Source:
         fixed = dict(self.partitions[group.file])
         try:
             with storage.open_input(file.url, self.profile) as handle:
-                parquet = pq.ParquetFile(handle, pre_buffer=storage.is_remote(file.url))
+                parquet = pq.ParquetFile(
+                    handle,
+                    pre_buffer=storage.is_remote(file.url),
+                    page_checksum_verification=True,
+                )
                 stored = [n for n in names if n in parquet.schema_arrow.names and n not in fixed]
                 for batch in parquet.iter_batches(rows, [group.index], columns=stored):
                     yield self._unified(pa.table(batch), names, fixed)
@@ -128,9 +142,9 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
         files=tuple(files),
         partitions=tuple(tuple(p.items()) for p in partitions),
         row_groups=tuple(
-            _row_group(index, group, footer.row_group(group), layout, leaves)
+            group
             for index, footer in enumerate(footers)
-            for group in range(footer.num_row_groups)
+            for group in _row_groups(index, footer, layout, leaves)
         ),
         table_schema=table_schema,
         pair_schema=pair_schema,
@@ -267,16 +281,35 @@ def _refuse_lacking_files(
             )
 
 
+def _row_groups(
+    file: int, footer: pq.FileMetaData, layout: Layout, leaves: frozenset[str]
+) -> Iterator[RowGroup]:
+    first_row = 0
+    for index in range(footer.num_row_groups):
+        group = _row_group(file, index, footer.row_group(index), layout, leaves, first_row)
+        first_row += group.rows
+        yield group
+
+
 def _row_group(
-    file: int, index: int, group: pq.RowGroupMetaData, layout: Layout, leaves: frozenset[str]
+    file: int,
+    index: int,
+    group: pq.RowGroupMetaData,
+    layout: Layout,
+    leaves: frozenset[str],
+    first_row: int,
 ) -> RowGroup:
-    text_bytes, pairs = 0, group.num_rows
+    text_bytes, pairs, repeats = 0, group.num_rows, False
     for number in range(group.num_columns):
         column = group.column(number)
         path = column.path_in_schema.split(".")
         if path[0] in leaves or path[-1] in leaves:
             text_bytes += column.total_uncompressed_size
+            small = column.total_uncompressed_size < _DICTIONARY_BYTES * column.num_values
+            repeats = repeats or (column.has_dictionary_page and small)
             if layout == "nested" and path[-1] in leaves and len(path) > 1:
                 # A leaf of a list counts one value a candidate (and one for an empty list).
                 pairs = max(pairs, column.num_values)
-    return RowGroup(file, index, group.num_rows, pairs, text_bytes)
+    return RowGroup(
+        file, index, group.num_rows, pairs, text_bytes, group.total_byte_size, first_row, repeats
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rankmill import markers, output, runs
 from rankmill.errors import InputError
+from rankmill.lease import holder
 from rankmill.markers import Counters
 from rankmill.storage import absolute, reaching
 from rankmill.store import Store
@@ -13,11 +14,15 @@ from rankmill.store import Store
 
 @dataclass(frozen=True)
 class Status:
-    """A look at an output. `failed`: why shards failed at the last start. `damaged`: what is
-    wrong with committed files, and files that are not of this run."""
+    """A look at an output.
+
+    running: somebody holds its lease. failed: why shards failed at the last start. damaged: what
+    is wrong with committed files, and files that are not of this run.
+    """
 
     url: str
     complete: bool
+    running: bool
     shards: int
     committed: int
     pairs: int
@@ -52,6 +57,7 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
         return Status(
             url=store.url,
             complete=output.is_complete(store),
+            running=holder(store) is not None,
             shards=int(stored["plan"]["shards"]),
             committed=len(own),
             pairs=int(stored["plan"]["pairs"]),

@@ -155,7 +155,7 @@ def _list_one(path: str, profile: str | None) -> list[StoredFile]:
             infos = fs.glob(bare, detail=True)
         infos = {path: info for path, info in infos.items() if _is_visible(path[fixed:])}
         root = bare[:fixed]
-        files = [_stored(fs, p, info, root) for p, info in infos.items() if info["type"] == "file"]
+        files = [_stored(fs, p, info, root) for p, info in infos.items() if _is_file(p, info)]
         for folder in (p for p, info in infos.items() if info["type"] == "directory"):
             files += _walk(fs, folder, root)
     elif fs.isdir(bare):
@@ -170,7 +170,7 @@ def _walk(fs: AbstractFileSystem, folder: str, root: str) -> list[StoredFile]:
     return [
         _stored(fs, path, info, root)
         for path, info in _find(fs, folder).items()
-        if info["type"] == "file" and _is_visible(path[prefix:])
+        if _is_file(path, info) and _is_visible(path[prefix:])
     ]
 
 
@@ -188,6 +188,11 @@ def _find(fs: AbstractFileSystem, root: str) -> Infos:
         paths = (os.path.join(folder, name) for name in names if _is_visible(name))
         found |= {path: fs.info(path) for path in paths}
     return found
+
+
+def _is_file(path: str, info: dict[str, object]) -> bool:
+    # Consoles of object stores make empty objects that stand for folders.
+    return info["type"] == "file" and not str(info["name"]).endswith("/")
 
 
 def _is_visible(relative: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from rankmill import job, storage
+from rankmill import job, runs, storage
 from rankmill.config import load_config
 from rankmill.demo.candidates import build_demo
 from rankmill.errors import OutputError
@@ -84,15 +84,20 @@ def run_demo(
 
 def _clear(folder: Path) -> None:
     """Remove an earlier demo, and nothing else."""
-    if folder.exists():
-        strange = sorted({p.name for p in folder.iterdir()} - {"input", "ranked"})
-        if strange:
-            raise OutputError(
-                f"The folder {folder} holds other files: {', '.join(strange[:3])}.",
-                "Choose another one with --output.",
-            )
-        for name in ("input", "ranked"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+    if not folder.exists():
+        return
+    ours = {folder / "input", folder / "ranked"}
+    inside = {folder / "input" / name for name in ("candidates.parquet", "qrels.parquet")}
+    found = set(folder.iterdir())
+    known = found | set((folder / "input").glob("*")) <= ours | inside
+    made_here = not (folder / "ranked").exists() or (folder / "ranked" / runs.RUN).exists()
+    if not (known and made_here):
+        raise OutputError(
+            f"The folder {folder} holds files that are not of an earlier demo.",
+            "Choose another one with --output.",
+        )
+    for path in ours:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _samples(ranked: pd.DataFrame, judgements: pd.DataFrame) -> tuple[Sample, ...]:

@@ -12,13 +12,13 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
 from rankmill.models import ScorerModel, presets
 from rankmill.profile import Profile
-from rankmill.tokens import PairRules, PairTokenizer
+from rankmill.tokens import PairRules, PairTokenizer, Truncation
 
 # What makes scores. Pictures, readmes and other formats of the weights do not.
 _DIGESTED = (".json", ".txt", ".model", ".safetensors")
@@ -107,7 +107,8 @@ class FolderModel:
 
         folder = self.path()
         torch_encoder.check_keys(folder, weight_files(self.name, folder))
-        self.tokenizer(PairRules(64, "document")).verify()
+        for truncation in get_args(Truncation):
+            self.tokenizer(PairRules(64, truncation)).verify()
 
     def tokenizer(self, rules: PairRules) -> PairTokenizer:
         """The tokenizer with its pair template."""
