@@ -328,7 +328,7 @@ def test_status_of_a_complete_run(rankmill, finished):
 def test_status_of_a_half_finished_run(rankmill, half_finished):
     done = rankmill("status", half_finished)
     assert done.code == 0
-    assert "state not complete shards committed 2 of 3 rows done 40 of about 60" in plain(done.out)
+    assert "state stopped shards committed 2 of 3 rows done 40 of about 60" in plain(done.out)
 
 
 def test_status_shows_why_a_shard_failed(rankmill, half_finished):
@@ -415,7 +415,7 @@ def test_a_run_that_fails_part_way_exits_1_and_names_its_shards(
     assert (done.code, done.out) == (1, "")
     assert "1 of 3 shards failed: shard 1: " in done.err
     assert f"{damaged}, row group 1, cannot be decoded" in done.err
-    assert "run the same command again" in done.err
+    assert "Run the same command again" in done.err
     assert "Traceback" not in done.err
     status = plain(rankmill("status", tmp_path / "output").out)
     assert "shards committed 2 of 3" in status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import make_pairs
-from rankmill import Scorer, plan
+from rankmill import Scorer, markers, plan
 from rankmill.config import load_config
-from rankmill.errors import ConfigError, InputError
+from rankmill.errors import ConfigError, InputError, OutputError, RunFailed
 from rankmill.job import RunResult, prepare, rerank
+from rankmill.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 Write = Callable[..., str]
@@ -326,3 +328,34 @@ def test_a_folder_with_other_files_is_not_written_to(job: Job, write_pairs: Writ
     (job.folder / "out" / "precious.parquet").write_bytes(b"x")
     with pytest.raises(Exception, match=r"precious\.parquet"):
         prepare(job.config(path))
+
+
+def test_a_damaged_part_that_cannot_be_computed_again_is_no_success(
+    job: Job, write_pairs: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 30)
+    path = write_pairs(make_pairs(10, 6), row_group_size=30)
+    done, _ = job.run(path)
+    assert len(done.files) == 2
+    Path(done.files[1]).write_bytes(b"damaged")
+    stat = Path(path).stat()
+    content = bytearray(Path(path).read_bytes())
+    first = pq.read_metadata(path).row_group(1).column(3)
+    start = first.dictionary_page_offset or first.data_page_offset
+    content[start : start + 40] = b"\xff" * 40
+    Path(path).write_bytes(bytes(content))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # rotten, not replaced
+
+    with pytest.raises(RunFailed, match="1 of 2 shards failed"):
+        rerank(job.config(path))
+    assert not (job.folder / "out" / "_SUCCESS").exists()
+    assert list(markers.read_markers(Store(str(job.folder / "out")))) == [0]
+
+
+def test_the_order_of_the_inputs_names_the_run(job: Job, write_pairs: Write) -> None:
+    table = make_pairs(4, 3)
+    paths = [write_pairs(table.slice(6 * n, 6), f"{n}/{n}.parquet") for n in range(2)]
+    job.run(paths)
+    (job.folder / "out" / "_SUCCESS").unlink()
+    with pytest.raises(OutputError, match="order"):
+        prepare(job.config(paths[::-1]))

@@ -144,7 +144,10 @@ def _sampled_bytes(source: Source, group: RowGroup) -> int:
     names = [source.columns.query, *source.columns.document_parts]
     stored = [source.columns.query, source.columns.candidates]
     columns = stored if source.layout == "nested" else names
-    table = next(source.batches(group, columns, rows=_SAMPLE_ROWS))
+    try:
+        table = next(source.batches(group, columns, rows=_SAMPLE_ROWS))
+    except InputError:
+        return group.text_bytes  # a broken page is found when its shard is read
     if source.layout == "nested":
         table, _ = rows.flatten(table, source.columns.candidates)
     if not table.num_rows:
