@@ -1,6 +1,6 @@
 """Train the embedded model: a six-layer cross-encoder taught by a bi-encoder's ranking.
 
-    python jobs/train_demo_model.py --prose DOCS [DOCS ...] --steps 3500
+    python jobs/train_demo_model.py --prose DOCS [DOCS ...] --steps 1000
     python jobs/train_demo_model.py --export src/rankmill/demo/model
 
 Stages, each kept in --work and skipped where its file exists:
@@ -322,7 +322,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--packages", type=Path, nargs="*", default=[])
     parser.add_argument("--prose", type=Path, nargs="*", default=[])
     parser.add_argument("--queries", type=int, default=34_000)
-    parser.add_argument("--steps", type=int, default=3_500)
+    parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--export", type=Path, help="write the best checkpoint there, and stop")

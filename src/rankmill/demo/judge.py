@@ -35,8 +35,9 @@ def score_pairs(
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    documents = pc.binary_join_element_wise(candidates["title"], candidates["text"], " ")
-    queries, documents = candidates["query"].to_pylist(), documents.to_pylist()
+    texts = [candidates[column].cast(pa.string()) for column in ("title", "text")]
+    documents = pc.binary_join_element_wise(*texts, " ").to_pylist()
+    queries = candidates["query"].to_pylist()
     order = np.argsort([len(text) for text in documents], kind="stable")
     scores = np.empty(len(order), np.float32)
     for start in range(0, len(order), 32):
