@@ -61,7 +61,7 @@ class StandIn:
         """No limit."""
         return wanted
 
-    def check(self) -> None:
+    def check(self, rules: PairRules) -> None:
         """Nothing can be wrong."""
 
     def fetch(self) -> None:

@@ -22,7 +22,7 @@ from rankmill.errors import ModelError
 from rankmill.models.folder import FolderModel, describe
 from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile
-from rankmill.tokens import TokenBatch
+from rankmill.tokens import PairRules, TokenBatch
 
 KINDS = ["bert", "xlm-roberta", "modernbert", "modernbert-mean", "deberta-v2"]
 QUERIES = [
@@ -342,7 +342,7 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied, case):
     change, said = REFUSED[case]
     folder = copied(change)
     with pytest.raises(ModelError, match=said) as refused:
-        described(folder).check()
+        described(folder).check(PairRules(64, "document"))
     assert refused.value.exit_code == 2
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import tiny_models
-from rankmill.errors import ModelError
+from rankmill.errors import ConfigError, ModelError
 from rankmill.tokens import (
     PairRules,
     PairTokenizer,
@@ -178,6 +178,12 @@ def test_a_query_cap_holds_for_every_pair(truncation):
     assert kept(50, 10, rules) == (8, 10)
     assert kept(50, 1000, rules) == (8, 89)
     assert kept(4, 1000, rules) == (4, 93)
+
+
+@pytest.mark.parametrize("cap", [17, 18, 60])
+def test_a_cap_that_leaves_the_document_no_room_is_refused(cap):
+    with pytest.raises(ConfigError, match="sees only 17 tokens"):
+        PairTokenizer(tiny_models.wordpiece(), PairRules(20, "document", cap))
 
 
 def test_a_cap_beyond_the_length_leaves_no_more_than_there_is():

@@ -209,9 +209,10 @@ def evaluation_table(found: Evaluation) -> Table:
 def print_demo(out: Console, found: DemoResult) -> None:
     """What the demo found, and what to do next."""
     out.print(evaluation_table(found.evaluation))
-    out.print("\n[bold]Three questions[/] (first answers before and after; ✓ is a right one)")
+    out.print("\n[bold]Three questions[/], their first answers before and after (✓: right)")
     for sample in found.samples:
-        table = Table(title=escape(sample.question), title_justify="left", box=None)
+        title = f"\n{sample.what}: [italic]{escape(sample.question)}"
+        table = Table(title=title, title_justify="left", box=None)
         table.add_column("BM25", no_wrap=True)
         table.add_column("reranked", no_wrap=True)
         for before, after in zip(sample.before, sample.after):

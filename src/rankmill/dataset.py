@@ -86,7 +86,8 @@ def rerank_dataset(
     if known is not None and isinstance(known.base_schema, pa.Schema):
         _check_columns(known.base_schema, names, column_prefix)
     description = describe(config)
-    description.check()
+    length = description.max_length(max_length)
+    description.check(PairRules(length, truncation, max_query_tokens))
     found = pipeline.capacity()
     chosen = choose_device(compute, found)
     threads = make_profile(config, compute, chosen, pipeline.probe(chosen, 1)).threads

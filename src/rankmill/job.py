@@ -58,19 +58,8 @@ class Prepared:
 
     @property
     def rules(self) -> PairRules:
-        """How pairs are cut, with the model's own limit.
-
-        Raises `ConfigError` when the query's cap leaves the document no room under that limit.
-        """
-        asked = self.config.model
-        length = self.model.max_length(asked.max_length)
-        if asked.max_query_tokens is not None and asked.max_query_tokens >= length:
-            raise ConfigError(
-                f"model.max_query_tokens is {asked.max_query_tokens}, but the model sees only "
-                f"{length} tokens of a pair.",
-                "Lower it, so that the document has room.",
-            )
-        return PairRules(length, asked.truncation, asked.max_query_tokens)
+        """How pairs are cut, with the model's own limit."""
+        return _rules(self.config, self.model)
 
 
 @dataclass(frozen=True)
@@ -102,15 +91,16 @@ def prepare(
     found = describe(config.model) if model is None else model
     if stored is not None:
         runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
-    found.check()
-    if found.max_length(config.model.max_length) < config.model.max_length:
-        length = found.max_length(config.model.max_length)
+    rules = _rules(config, found)
+    if rules.max_length < config.model.max_length:
+        length = rules.max_length
         log.warning("model.max_length is lowered to the model's own limit of %d tokens.", length)
+    found.check(rules)
     whole = make_plan(
         source,
         pipeline.scan(source, config.compute),
         found.operations_per_token,
-        found.max_length(config.model.max_length),
+        rules.max_length,
         config.input.limit,
     )
     committed: dict[int, Marker] = {}
@@ -119,9 +109,7 @@ def prepare(
         committed, wrong = output.committed(store, stored["fingerprint"])
         for problem in wrong:
             log.warning("Computed again: %s", problem)
-    ready = Prepared(config, source, found, whole, store, stored, committed)
-    _ = ready.rules  # raises when the caps leave no room
-    return ready
+    return Prepared(config, source, found, whole, store, stored, committed)
 
 
 def rerank(
@@ -199,6 +187,12 @@ def rerank(
                 f"{ready.store.url} is out of reach at the end of the run: {error}.",
                 "What is committed stays; the same command resumes.",
             ) from error
+
+
+def _rules(config: RunConfig, model: Description) -> PairRules:
+    asked = config.model
+    length = model.max_length(asked.max_length)
+    return PairRules(length, asked.truncation, asked.max_query_tokens)
 
 
 def _absolute(config: RunConfig) -> RunConfig:

@@ -81,7 +81,7 @@ def connect(config: ComputeConfig) -> None:
             ray.init(**_QUIET, address=address)
         else:
             _start_local()
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
             "Check compute.address and RAY_ADDRESS; with neither, a local cluster is started.",

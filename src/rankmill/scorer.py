@@ -95,7 +95,8 @@ class Scorer:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ConfigError(f"threads must be a whole number above 0, found {threads!r}.")
         self.description = describe(config)
-        self.description.check()
+        rules = PairRules(self.description.max_length(max_length), truncation, max_query_tokens)
+        self.description.check(rules)
         hardware = profiles.probe("cuda" if device == "auto" else device)
         found: profiles.Device = "cpu"
         if device != "auto":
@@ -104,7 +105,6 @@ class Scorer:
             found = "cuda"
         compute = ComputeConfig(cpus_per_worker=threads or hardware.cores)
         self.profile = profiles.make_profile(config, compute, found, hardware)
-        rules = PairRules(self.description.max_length(max_length), truncation, max_query_tokens)
         self.tokenizer = self.description.tokenizer(rules)
         self.model = self.description.load(self.profile)
 

@@ -12,12 +12,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from rankmill.errors import ModelError
+from rankmill.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ Int32 = npt.NDArray[np.int32]
 # FlagEmbedding's rerankers (`query_max_length = max_length * 3 // 4`); tokenizers only raise.
 _QUERY_SHARE = (3, 4)
 _ENCODE_TEXTS = 1024
+_PROBE_QUERIES = ["what is a shard", "シャードとは何ですか", "A " * 40, "x"]
+_PROBE_DOCUMENTS = ["A shard is a run of whole lists.", "検索  結果😀の順位", "long text " * 90, ""]
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,14 @@ class PairTokenizer:
         self._tokenizer = tokenizer
         self.rules = rules
         self.template = probe_template(tokenizer)
-        if rules.max_length <= self.template.special:
+        room = rules.max_length - self.template.special
+        if rules.max_query_tokens is not None and rules.max_query_tokens >= room > 0:
+            raise ConfigError(
+                f"model.max_query_tokens is {rules.max_query_tokens}, but the model sees only "
+                f"{room} tokens of both texts.",
+                "Lower it, so that the document has room.",
+            )
+        if room <= 0:
             raise ModelError(
                 f"max_length {rules.max_length} leaves no room beside the "
                 f"{self.template.special} special tokens of a pair.",
@@ -218,44 +227,39 @@ class PairTokenizer:
         return TokenizedPairs(texts, query, document, *kept, special)
 
     def verify(self) -> None:
-        """Compare assembled pairs with the tokenizer's own pair call, at several lengths.
+        """Compare assembled pairs with the tokenizer's own pair call.
 
-        Raises `ModelError` when they differ: rankmill would not score what the model was
-        trained on.
+        Raises `ModelError` when they differ, under either truncation rule and at several lengths:
+        rankmill would not score what the model was trained on.
         """
-        queries = ["what is a shard", "シャードとは何ですか", "A " * 40, "x"]
-        documents = [
-            "A shard is a run of whole lists.",
-            "検索  結果😀の順位",
-            "long text " * 90,
-            "",
-        ]
-        strategy = "only_second" if self.rules.truncation == "document" else "longest_first"
-        longest_query = int(self.encode(queries).lengths.max())
-        for room in (longest_query + 5, longest_query + 300):
-            limit = self.template.special + room
-            rules = PairRules(limit, self.rules.truncation)
-            probe = PairTokenizer.__new__(PairTokenizer)
-            probe._tokenizer, probe.rules, probe.template = self._tokenizer, rules, self.template
-            number = np.arange(len(queries), dtype=np.int32)
-            pairs = probe.pairs(probe.encode(queries + documents), number, number + len(queries))
-            batch = assemble(pairs, self.template, number)
-            # Lists, because a single empty text counts as no second text at all.
-            own = self._tokenizer(
-                queries, documents, truncation=strategy, max_length=limit, verbose=False
-            )
-            for row, length in enumerate(pairs.lengths.tolist()):
-                ids = batch.input_ids[row, :length].tolist()
-                same = ids == own["input_ids"][row]
-                if batch.segment_ids is not None:
-                    segments = batch.segment_ids[row, :length].tolist()
-                    same = same and segments == own["token_type_ids"][row]
-                if not same:
-                    raise ModelError(
-                        f"{type(self._tokenizer).__name__} does not build a pair from its two "
-                        f"texts (probe {row}, limit {limit}).",
-                        "This tokenizer is not supported in this version.",
-                    )
+        longest_query = int(self.encode(_PROBE_QUERIES).lengths.max())
+        for truncation in get_args(Truncation):
+            for room in (longest_query + 5, longest_query + 300):
+                limit = self.template.special + room
+                self._compare(PairTokenizer(self._tokenizer, PairRules(limit, truncation)))
+
+    def _compare(self, probe: PairTokenizer) -> None:
+        queries, documents, limit = _PROBE_QUERIES, _PROBE_DOCUMENTS, probe.rules.max_length
+        strategy = "only_second" if probe.rules.truncation == "document" else "longest_first"
+        number = np.arange(len(queries), dtype=np.int32)
+        pairs = probe.pairs(probe.encode(queries + documents), number, number + len(queries))
+        batch = assemble(pairs, self.template, number)
+        # Lists, because a single empty text counts as no second text at all.
+        own = self._tokenizer(
+            queries, documents, truncation=strategy, max_length=limit, verbose=False
+        )
+        for row, length in enumerate(pairs.lengths.tolist()):
+            ids = batch.input_ids[row, :length].tolist()
+            same = ids == own["input_ids"][row]
+            if batch.segment_ids is not None:
+                segments = batch.segment_ids[row, :length].tolist()
+                same = same and segments == own["token_type_ids"][row]
+            if not same:
+                raise ModelError(
+                    f"{type(self._tokenizer).__name__} does not build a pair from its two texts "
+                    f"(probe {row}, {strategy}, limit {limit}).",
+                    "This tokenizer is not supported in this version.",
+                )
 
 
 def probe_template(tokenizer: PreTrainedTokenizerBase) -> Template:

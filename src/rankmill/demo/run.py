@@ -26,8 +26,12 @@ _TOP = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """A question with its first documents before and after; right answers are marked True."""
+    """A question with its first documents before and after; right answers are marked True.
 
+    what: how the question was chosen.
+    """
+
+    what: str
     question: str
     before: tuple[tuple[str, bool], ...]
     after: tuple[tuple[str, bool], ...]
@@ -113,9 +117,10 @@ def _samples(ranked: pd.DataFrame, judgements: pd.DataFrame) -> tuple[Sample, ..
     answered = ranked[[pair in right for pair in zip(ranked["query_id"], ranked["doc_id"])]]
     best = answered.groupby("query_id")[["bm25_rank", "rerank_rank"]].min()
     gain = (1 / best["rerank_rank"] - 1 / best["bm25_rank"]).sort_values(kind="stable")
-    chosen = [gain.index[-1], gain.index[len(gain) // 2], gain.index[0]] if len(gain) else []
+    chosen = {"gained most": -1, "in the middle": len(gain) // 2, "lost most": 0}
     samples = []
-    for query in dict.fromkeys(chosen):
+    for what, place in chosen.items() if len(gain) else ():
+        query = gain.index[place]
         lists = [
             tuple(
                 (str(doc), (query, doc) in right)
@@ -124,5 +129,5 @@ def _samples(ranked: pd.DataFrame, judgements: pd.DataFrame) -> tuple[Sample, ..
             for order in ("bm25_rank", "rerank_rank")
         ]
         question = str(ranked.loc[ranked["query_id"] == query, "query"].iloc[0])
-        samples.append(Sample(question, *lists))
+        samples.append(Sample(what, question, *lists))
     return tuple(samples)

@@ -42,8 +42,9 @@ class Description(Hashable, Protocol):
         """The length that is used when `wanted` tokens are asked for."""
         ...
 
-    def check(self) -> None:
-        """Raise `ModelError` for what would fail in a worker: keys, tokenizer, class."""
+    def check(self, rules: PairRules) -> None:
+        """Raise what would fail in a worker: `ModelError` for keys, class or tokenizer,
+        `ConfigError` for rules that leave a document no room."""
         ...
 
     def fetch(self) -> None:

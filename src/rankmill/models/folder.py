@@ -12,13 +12,13 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
 from rankmill.models import ScorerModel, presets
 from rankmill.profile import Profile
-from rankmill.tokens import PairRules, PairTokenizer, Truncation
+from rankmill.tokens import PairRules, PairTokenizer
 
 # What makes scores. Pictures, readmes and other formats of the weights do not.
 _DIGESTED = (".json", ".txt", ".model", ".safetensors")
@@ -101,14 +101,13 @@ class FolderModel:
         """Fetch a hub model to this node's cache; a local folder must be there already."""
         self.path()
 
-    def check(self) -> None:
+    def check(self, rules: PairRules) -> None:
         """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
         from rankmill.models import torch_encoder
 
         folder = self.path()
         torch_encoder.check_keys(folder, weight_files(self.name, folder))
-        for truncation in get_args(Truncation):
-            self.tokenizer(PairRules(64, truncation)).verify()
+        self.tokenizer(rules).verify()
 
     def tokenizer(self, rules: PairRules) -> PairTokenizer:
         """The tokenizer with its pair template."""
