@@ -8,7 +8,7 @@ from rankmill.models.presets import Preset, find, nearest, presets
 
 # name: (architecture, hidden, layers, heads, intermediate, vocab, positions)
 SHAPES = {
-    "demo": ("bert", 384, 6, 12, 1536, 30522, 512),
+    "demo": ("bert", 384, 6, 12, 1536, 12288, 512),
     "jinaai/jina-reranker-v1-tiny-en": ("jina-bert", 384, 4, 12, 1536, 61056, 8192),
     "jinaai/jina-reranker-v1-turbo-en": ("jina-bert", 384, 6, 12, 1536, 61056, 8192),
     "hotchpotch/japanese-reranker-tiny-v2": ("modernbert", 256, 3, 4, 1024, 102400, 8192),

@@ -122,6 +122,7 @@ def judge(
 
 
 def main() -> None:
+    """Judge the demo's questions or a collection and print a line for each order."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--collection", type=Path)
