@@ -77,7 +77,7 @@ def connect(config: ComputeConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        if address:
+        if address and address != "local":
             ray.init(**_QUIET, address=address)
         else:
             _start_local()
@@ -119,8 +119,7 @@ def is_foreign_cluster(config: ComputeConfig) -> bool:
 
 def capacity() -> Capacity:
     """CPUs and GPUs of the live nodes that can run work. Connects if nothing is connected yet."""
-    if not ray.is_initialized():
-        _start_local()
+    connect(ComputeConfig())
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
     nodes.sort(key=lambda node: str(node["NodeID"]))
     return Capacity(
