@@ -13,7 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from rankmill import pipeline, rank, rows, schema, stages
-from rankmill.config import ColumnNames, ComputeConfig, ModelConfig, Setting, read_section
+from rankmill.config import (
+    ColumnNames,
+    ComputeConfig,
+    InputConfig,
+    ModelConfig,
+    Setting,
+    read_section,
+)
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.models import Description
@@ -32,7 +39,7 @@ _BATCH_ROWS = 512
 # Ray's own default is 200 for any data, which takes 30 rows 12 to 40 s on 2 cores. Fewer make
 # larger partitions, and each must fit into a worker's memory.
 _PARTITIONS_A_CPU, _MOST_PARTITIONS = 16, 200
-_MAX_TEXT_BYTES = 8 << 20
+_MAX_TEXT_BYTES = InputConfig.model_fields["max_text_bytes"].default
 
 
 @dataclass(frozen=True)
