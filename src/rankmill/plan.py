@@ -38,13 +38,13 @@ class QueryRuns:
     """Runs of equal candidate keys in one row group.
 
     key: uint64 [runs], a hash of the key; start: int64 [runs], the run's first row in the group.
-    Rows without a key belong to the run before them, or to the first. text_bytes: the group's
-    text, measured on its first rows; None where the footer tells.
+    Rows without a key belong to the run before them, or to the first. repeated_bytes: of texts
+    that the footer does not count because they repeat, measured on the group's first rows.
     """
 
     key: npt.NDArray[np.uint64]
     start: npt.NDArray[np.int64]
-    text_bytes: int | None = None
+    repeated_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,26 +133,25 @@ def find_runs(source: Source, group: RowGroup) -> QueryRuns:
             starts.append(where)
             last = hashes[-1] if len(hashes) else last
         offset += table.num_rows
-    text_bytes = _sampled_bytes(source, group) if group.repeats else None
+    repeated = _sampled_bytes(source, group) if group.repeating else 0
     if not keys:
-        return QueryRuns(np.empty(0, np.uint64), np.empty(0, np.int64), text_bytes)
-    return QueryRuns(np.concatenate(keys), np.concatenate(starts), text_bytes)
+        return QueryRuns(np.empty(0, np.uint64), np.empty(0, np.int64), repeated)
+    return QueryRuns(np.concatenate(keys), np.concatenate(starts), repeated)
 
 
 def _sampled_bytes(source: Source, group: RowGroup) -> int:
-    """Bytes of scored text in a row group whose footer knows only its dictionaries' bytes."""
-    names = [source.columns.query, *source.columns.document_parts]
-    stored = [source.columns.query, source.columns.candidates]
-    columns = stored if source.layout == "nested" else names
+    """Bytes of a row group's repeating texts, of which the footer knows only the dictionaries'."""
+    stored = source.table_schema.names
+    names = [n if n in stored else source.columns.candidates for n in group.repeating]
     try:
-        table = next(source.batches(group, columns, rows=_SAMPLE_ROWS))
+        table = next(source.batches(group, list(dict.fromkeys(names)), rows=_SAMPLE_ROWS))
     except InputError:
-        return group.text_bytes  # a broken page is found when its shard is read
-    if source.layout == "nested":
+        return 0  # a broken page is found when its shard is read
+    if source.layout == "nested" and source.columns.candidates in names:
         table, _ = rows.flatten(table, source.columns.candidates)
     if not table.num_rows:
-        return group.text_bytes
-    lengths = (pc.sum(pc.binary_length(rows.plain(table.column(name)))) for name in names)
+        return 0
+    lengths = (pc.sum(pc.binary_length(rows.plain(table[name]))) for name in group.repeating)
     mean = sum(length.as_py() or 0 for length in lengths) / table.num_rows
     return int(mean * group.pairs)
 
@@ -180,10 +179,7 @@ def make_plan(
     """
     runs = list(runs)
     keys, starts = _global_runs(source.row_groups, runs)
-    text_bytes = [
-        group.text_bytes if run.text_bytes is None else run.text_bytes
-        for group, run in zip(source.row_groups, runs)
-    ]
+    text_bytes = [g.text_bytes + run.repeated_bytes for g, run in zip(source.row_groups, runs)]
     _refuse_apart(source, keys, starts)
     total = sum(group.rows for group in source.row_groups)
     if limit is not None and limit < len(starts):

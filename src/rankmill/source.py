@@ -25,6 +25,7 @@ Layout = Literal["pairs", "nested"]
 # Footers are read by threads: on an object store each is one or two round trips.
 _FOOTER_THREADS = 16
 _READ_ROWS = 4096
+_READ_BYTES = 1 << 20
 # Below so many bytes a value, a column with a dictionary may hold far more text than it weighs.
 _DICTIONARY_BYTES = 64
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -35,8 +36,8 @@ class RowGroup:
     """`rows` table rows holding `pairs` pairs (equal unless nested), from `first_row` of its file.
 
     text_bytes: of the columns that are scored; total_bytes: of all columns; both uncompressed, as
-    the footer has them. Where texts repeat these are the dictionary's bytes, far below the texts'
-    own: `repeats` is true then.
+    the footer has them. Columns of repeating texts are stored as a dictionary, far smaller than
+    the texts: they are named in `repeating` and left out of text_bytes.
     """
 
     file: int
@@ -46,7 +47,7 @@ class RowGroup:
     text_bytes: int
     total_bytes: int
     first_row: int
-    repeats: bool
+    repeating: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,14 @@ class Source:
         file = self.files[group.file]
         names = list(self.table_schema.names if columns is None else columns)
         fixed = dict(self.partitions[group.file])
+        remote = storage.is_remote(file.url)
         try:
             with storage.open_input(file.url, self.profile) as handle:
                 parquet = pq.ParquetFile(
                     handle,
-                    pre_buffer=storage.is_remote(file.url),
+                    # Far away, few large requests; here, never a whole column chunk in memory.
+                    pre_buffer=remote,
+                    buffer_size=0 if remote else _READ_BYTES,
                     page_checksum_verification=True,
                 )
                 stored = [n for n in names if n in parquet.schema_arrow.names and n not in fixed]
@@ -299,17 +303,21 @@ def _row_group(
     leaves: frozenset[str],
     first_row: int,
 ) -> RowGroup:
-    text_bytes, pairs, repeats = 0, group.num_rows, False
+    text_bytes, pairs = 0, group.num_rows
+    repeating: dict[str, None] = {}
     for number in range(group.num_columns):
         column = group.column(number)
         path = column.path_in_schema.split(".")
         if path[0] in leaves or path[-1] in leaves:
-            text_bytes += column.total_uncompressed_size
             small = column.total_uncompressed_size < _DICTIONARY_BYTES * column.num_values
-            repeats = repeats or (column.has_dictionary_page and small)
+            if column.has_dictionary_page and small:
+                repeating[path[0] if path[0] in leaves else path[-1]] = None
+            else:
+                text_bytes += column.total_uncompressed_size
             if layout == "nested" and path[-1] in leaves and len(path) > 1:
                 # A leaf of a list counts one value a candidate (and one for an empty list).
                 pairs = max(pairs, column.num_values)
+    total = group.total_byte_size
     return RowGroup(
-        file, index, group.num_rows, pairs, text_bytes, group.total_byte_size, first_row, repeats
+        file, index, group.num_rows, pairs, text_bytes, total, first_row, tuple(repeating)
     )
