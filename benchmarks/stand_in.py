@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rankmill.profile import Profile
+from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import (
     Int32,
     PairRules,
-    PairTokenizer,
     Template,
     TokenBatch,
     TokenizedPairs,

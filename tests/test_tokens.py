@@ -13,15 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from rankmill.errors import ConfigError, ModelError
+from rankmill.tokenizer import PairTokenizer, probe_template
 from rankmill.tokens import (
     PairRules,
-    PairTokenizer,
     TokenizedPairs,
     TokenizedTexts,
     assemble,
     kept_tokens,
     pair_digests,
-    probe_template,
 )
 
 KINDS = {

@@ -36,7 +36,8 @@ from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
-from rankmill.tokens import PairRules, PairTokenizer
+from rankmill.tokenizer import PairTokenizer
+from rankmill.tokens import PairRules
 
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
 # run is several executions. A new pool costs seconds, this many shards take hours.

@@ -17,7 +17,8 @@ from rankmill.envelope import Envelope
 from rankmill.models import Description, ScorerModel
 from rankmill.profile import Profile
 from rankmill.scorer import score_pairs
-from rankmill.tokens import PairRules, PairTokenizer, Template, TokenizedPairs, TokenizedTexts
+from rankmill.tokenizer import PairTokenizer
+from rankmill.tokens import PairRules, Template, TokenizedPairs, TokenizedTexts
 
 
 @dataclass(frozen=True)

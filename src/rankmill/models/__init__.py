@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rankmill.profile import Profile
-from rankmill.tokens import PairRules, PairTokenizer, TokenBatch
+from rankmill.tokenizer import PairTokenizer
+from rankmill.tokens import PairRules, TokenBatch
 
 
 class ScorerModel(Protocol):

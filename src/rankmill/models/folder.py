@@ -18,7 +18,8 @@ from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
 from rankmill.models import ScorerModel, presets
 from rankmill.profile import Profile
-from rankmill.tokens import PairRules, PairTokenizer
+from rankmill.tokenizer import PairTokenizer
+from rankmill.tokens import PairRules
 
 # What makes scores. Pictures, readmes and other formats of the weights do not.
 _DIGESTED = (".json", ".txt", ".model", ".safetensors")
