@@ -22,20 +22,27 @@ LAYERS = [
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
-    ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["tokenizer"],
+    ["batches", "counts", "envelope", "markers", "profile", "qrels", "rank", "recipe", "rows"],
+    ["mining", "source", "tokens"],
+    ["examples", "tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],
     ["output", "stages"],
+    # Readers of committed output, a part at a time.
+    ["ranked"],
+    ["agreement"],
+    ["lists"],
+    ["part"],
     # On Ray.
     ["read"],
     ["commit"],
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["progress"],
-    ["dataset", "evaluate", "job", "status"],
+    ["dataset", "evaluate", "export", "job", "status"],
     ["demo"],
     ["console"],
+    ["export_command"],
     ["__init__", "cli"],
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -141,7 +148,9 @@ def test_the_package_loads_without_ray_torch_and_transformers():
 
 
 def test_planning_and_ranking_load_without_ray_and_torch():
-    pure = "from rankmill import plan, tokens, rank, rows, source, batches, schema, runs, output"
+    pure = (
+        "from rankmill import plan, tokens, rank, rows, source, batches, schema, runs, output, part"
+    )
     assert not loaded_by(pure) & {"ray", "torch", "transformers"}
 
 
@@ -156,11 +165,13 @@ def test_jobs_are_thin():
 def test_the_public_names():
     assert set(rankmill.__all__) == {
         "Evaluation",
+        "ExportResult",
         "RankmillError",
         "RunConfig",
         "RunResult",
         "Scorer",
         "evaluate",
+        "export",
         "load_config",
         "rerank",
         "rerank_dataset",

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from rankmill.config import RunConfig, load_config
 from rankmill.errors import RankmillError
 
-# At once, because the function and its module have one name.
+# At once, because function and module have one name.
 from rankmill.evaluate import Evaluation, evaluate
+from rankmill.export import ExportResult, export
 
 if TYPE_CHECKING:
     from rankmill.dataset import rerank_dataset
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
+    "ExportResult",
     "RankmillError",
     "RunConfig",
     "RunResult",
     "Scorer",
     "evaluate",
+    "export",
     "load_config",
     "rerank",
     "rerank_dataset",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +15,7 @@ from rankmill import console, job
 from rankmill.config import RunConfig, Setting, load_config, parse_override
 from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate import METRICS, evaluate
+from rankmill.export_command import export_command
 from rankmill.models.presets import presets
 from rankmill.status import read_status
 
@@ -73,7 +71,7 @@ def demo(
     # Its packages belong to the extra `demo`.
     from rankmill.demo.run import run_demo
 
-    with _own_stdout() as stdout:
+    with console.own_stdout() as stdout:
         out = Console(file=stdout, highlight=False)
         with console.progress() as tell:
             found = run_demo(output, lambda line: out.print(line, soft_wrap=True), tell)
@@ -101,7 +99,7 @@ def rerank(
       rankmill rerank configs/nightly.yaml --set output.top_k=20
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_)
-    with _own_stdout() as stdout:
+    with console.own_stdout() as stdout:
         with console.progress() as tell:
             result = job.rerank(wanted, overwrite=overwrite, listener=tell)
         if as_json:
@@ -130,7 +128,7 @@ def plan(
       rankmill plan configs/nightly.yaml --rate 250
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_)
-    with _own_stdout() as stdout:
+    with console.own_stdout() as stdout:
         facts = console.plan_facts(job.prepare(wanted, overwrite=overwrite), rate)
         if as_json:
             print(json.dumps(facts, indent=1, ensure_ascii=False), file=stdout)
@@ -196,6 +194,9 @@ def evaluate_command(
     out.print(console.counts_line(found))
 
 
+app.command("export")(export_command)
+
+
 @app.command()
 def models(as_json: JsonOption = False) -> None:
     """List the models that rankmill knows by name. Any other checkpoint of their architectures
@@ -252,20 +253,6 @@ def _write_frame(frame: Any, path: Path) -> None:  # noqa: ANN401 - a pandas fra
             frame.to_csv(path, index=False)
     except OSError as error:
         raise ConfigError(f"--per-query {path} cannot be written: {error}.") from None
-
-
-@contextmanager
-def _own_stdout() -> Iterator[TextIO]:
-    """The real stdout; meanwhile all else that writes there (Ray, its workers) goes to stderr."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
-            yield stdout
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def main() -> None:

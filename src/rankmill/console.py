@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -20,6 +21,7 @@ from rich.table import Table
 from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
 from rankmill.evaluate import Evaluation
+from rankmill.export import ExportResult
 from rankmill.job import Prepared
 from rankmill.models.presets import Preset
 from rankmill.progress import Listener, Progress, duration
@@ -38,6 +40,20 @@ def set_up_logging() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+@contextmanager
+def own_stdout() -> Iterator[TextIO]:
+    """The real stdout; meanwhile all else that writes there (Ray, its workers) goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
+            yield stdout
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def show_error(error: RankmillError) -> None:
@@ -232,6 +248,27 @@ def print_demo(out: Console, found: DemoResult) -> None:
     )
     for line in lines:
         out.print(line, soft_wrap=True)
+
+
+def export_table(found: ExportResult) -> Table:
+    """What an export made, and of what; what was dropped, and why."""
+    counts, report = found.counts, found.report
+    rows = [
+        ("output", f"{found.output} ({len(found.files):,} file(s))"),
+        ("examples", f"{counts.examples:,}"),
+        ("columns", ", ".join(report["columns"]) or "TREC run"),
+        ("queries", f"{counts.queries:,}"),
+        ("  used", f"{counts.queries_used:,}"),
+        ("  without a positive", f"{counts.queries_without_positive:,}"),
+        ("  with too few negatives", f"{counts.queries_with_too_few_negatives:,}"),
+        ("rows", f"{counts.rows:,}"),
+        ("  used", f"{counts.rows_used:,}, of them {counts.positives:,} positive"),
+        ("  dropped", f"{sum(counts.dropped.values()):,}"),
+    ]
+    rows += [(f"    {reason}", f"{count:,}") for reason, count in counts.dropped.items()]
+    if counts.positives_missing:
+        rows.append(("relevant, not in the lists", f"{counts.positives_missing:,}"))
+    return _facts(rows)
 
 
 def counts_line(found: Evaluation) -> str:

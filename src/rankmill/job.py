@@ -129,7 +129,7 @@ def rerank(
     """
     started = time.monotonic()
     if pipeline.is_foreign_cluster(config.compute):
-        _refuse_relative(config)
+        output.refuse_relative([*config.input.paths, config.output.path])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
         return _already_complete(ready)
@@ -205,16 +205,6 @@ def _absolute(config: RunConfig) -> RunConfig:
             ),
         }
     )
-
-
-def _refuse_relative(config: RunConfig) -> None:
-    for path in [*config.input.paths, config.output.path]:
-        if not storage.is_remote(path) and not path.removeprefix("file://").startswith(("/", "~")):
-            raise ConfigError(
-                f"The path {path} is relative, which means another place on every node of a "
-                "cluster.",
-                "Give an absolute path on a shared file system, or an s3:// path.",
-            )
 
 
 def _output_schema(config: RunConfig, source: Source) -> list[str]:

@@ -36,6 +36,17 @@ def refuse_overlap(inputs: Sequence[str], output: str) -> None:
             )
 
 
+def refuse_relative(paths: Sequence[str]) -> None:
+    """Raise `ConfigError` for a local path that every node of a cluster would read differently."""
+    for path in paths:
+        if not storage.is_remote(path) and not path.removeprefix("file://").startswith(("/", "~")):
+            raise ConfigError(
+                f"The path {path} is relative, which means another place on every node of a "
+                "cluster.",
+                "Give an absolute path on a shared file system, or an s3:// path.",
+            )
+
+
 def _is_glob(path: str) -> bool:
     here = not storage.is_remote(path) and os.path.exists(path)
     return re.search(r"[*?\[]", path) is not None and not here

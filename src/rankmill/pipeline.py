@@ -51,6 +51,7 @@ _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 # Only this machine may reach a local cluster.
 _LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
 
+S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -151,9 +152,11 @@ def run_on_every_node(function: Callable[[], None], found: Capacity) -> None:
     _get(refs)
 
 
-def map_tasks(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+def map_tasks(
+    function: Callable[[T], R], items: Sequence[T], cpus: float = TOKENIZE_CPUS
+) -> Iterator[R]:
     """Run a function over items as Ray tasks, a bounded number at once; results in order."""
-    remote = ray.remote(num_cpus=TOKENIZE_CPUS)(function)
+    remote = ray.remote(num_cpus=cpus)(function)
     window = 4 * max(int(sum(capacity().cpus)), 1)
     refs = [remote.remote(item) for item in items[:window]]
     for position in range(len(items)):
@@ -162,6 +165,14 @@ def map_tasks(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
             refs.append(remote.remote(items[following]))
         yield _get([refs[position]])[0]
         refs[position] = None
+
+
+def map_shared(
+    function: Callable[[S, T], R], shared: S, items: Sequence[T], cpus: float = TOKENIZE_CPUS
+) -> Iterator[R]:
+    """`map_tasks` with an object that every task reads; it is sent to the cluster once."""
+    reference = ray.put(shared)
+    return map_tasks(lambda item: function(ray.get(reference), item), items, cpus)
 
 
 def _get(refs: list[Any]) -> list[Any]:
@@ -174,6 +185,11 @@ def _get(refs: list[Any]) -> list[Any]:
             f"A task on the cluster failed: {type(error.cause).__name__}: {error.cause}.",
             "Every node needs the same version of rankmill and its packages.",
         ) from error
+    except RayError as error:
+        raise RunFailed(
+            f"Ray ended a task: {str(error).strip().splitlines()[-1]}",
+            "Run the same command again.",
+        ) from error
 
 
 def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
@@ -185,8 +201,7 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
     groups = list(source.row_groups)
     if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
         connect(config)
-        shared = ray.put(source)
-        yield from map_tasks(lambda group: plan.find_runs(ray.get(shared), group), groups)
+        yield from map_shared(plan.find_runs, source, groups)
         return
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         for start in range(0, len(groups), _SCAN_THREADS):

@@ -134,6 +134,22 @@ def number_documents(ranked: pa.Array, judged: pa.Array) -> tuple[Ints, Ints]:
     return found, numbers(judged, known)
 
 
+def match_pairs(wanted: tuple[pa.Array, pa.Array], known: tuple[pa.Array, pa.Array]) -> Ints:
+    """The position of each wanted (query, document) among the known ones, -1 where it is not.
+
+    Of a known pair that is repeated, the first counts. All four are ids as `ids_of` gives them,
+    the two of a side parallel; a null matches nothing.
+    """
+    queries, documents = (pc.unique(ids.drop_null()) for ids in known)
+
+    def key(pairs: tuple[pa.Array, pa.Array]) -> Ints:
+        query, document = numbers(pairs[0], queries), numbers(pairs[1], documents)
+        return np.where((query < 0) | (document < 0), -1, query * len(documents) + document)
+
+    sought = key(wanted)
+    return np.where(sought < 0, -1, numbers(pa.array(sought), pa.array(key(known))))
+
+
 def column_names(source: TableSource) -> list[str]:
     """The columns of a frame, a table, or the first of some Parquet files."""
     if isinstance(source, pd.DataFrame):

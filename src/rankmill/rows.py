@@ -6,6 +6,7 @@ its place and gets a reason.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,7 @@ def check(
     parts = [_valid_text(table.column(name)) for name in columns.document_parts]
     bad_document = np.logical_or.reduce([bad for _, bad in parts])
     no_document = np.logical_and.reduce([_empty(text) for text, _ in parts])
-    document = _joined([text for text, _ in parts])
+    document = joined([text for text, _ in parts])
 
     key = candidate_key(table, columns, has_query_id)
     no_id = bad_id = np.zeros(rows, bool)
@@ -161,14 +162,18 @@ def _decodes(value: bytes | None) -> bool:
     return True
 
 
-def _joined(parts: list[pa.Array]) -> pa.Array:
+def joined(parts: Sequence[pa.Array]) -> pa.Array:
+    """large_string: the parts of each row with a space between; null parts are left out.
+
+    parts: large_string, of one length.
+    """
     if len(parts) == 1:
         return parts[0]
     space = pa.scalar(" ", pa.large_string())
     # Arrow 26 leaves out the row where every part is null.
     nothing = pa.array(np.logical_and.reduce([_mask(pc.is_null(part)) for part in parts]))
-    parts = [pc.if_else(nothing, pa.scalar("", pa.large_string()), parts[0]), *parts[1:]]
-    return pc.binary_join_element_wise(*parts, space, null_handling="skip")
+    first = pc.if_else(nothing, pa.scalar("", pa.large_string()), parts[0])
+    return pc.binary_join_element_wise(first, *parts[1:], space, null_handling="skip")
 
 
 def _mask(array: pa.Array) -> npt.NDArray[np.bool_]:

@@ -132,8 +132,10 @@ def stored_run(store: Store) -> dict[str, Any] | None:
     return values
 
 
-def refuse_other(store: Store, stored: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raise `OutputError` with the difference when an output holds another run.
+def refuse_other(
+    store: Store, stored: dict[str, Any], identity: dict[str, Any], kind: str = "run"
+) -> None:
+    """Raise `OutputError` with the difference when an output holds another run (or export).
 
     Compares everything but the profile, which a resumed run takes from the record.
     """
@@ -143,7 +145,7 @@ def refuse_other(store: Store, stored: dict[str, Any], identity: dict[str, Any])
         shown = "\n".join(f"  {line}" for line in changes[:8])
         more = f"\n  … and {len(changes) - 8} more" if len(changes) > 8 else ""
         raise OutputError(
-            f"{store.url} holds another run. What differs:\n{shown}{more}",
+            f"{store.url} holds another {kind}. What differs:\n{shown}{more}",
             "Choose another output, or start again with --overwrite.",
         )
 

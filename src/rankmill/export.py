@@ -1,0 +1,226 @@
+"""Training data from a ranked run: a part in, a file of examples out, each by a task on Ray.
+
+    ranked/part-00007.parquet -> lists -> mining -> examples -> training/part-00007.parquet
+
+The driver holds settings, judgements, a hash a query of other runs, and counts; never a row. The
+files are a function of the run, the settings and the seed: how many tasks there are, and where,
+changes nothing. An export that was stopped starts again from its first part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rankmill import counts as counting
+from rankmill import examples, lists, runs, storage
+from rankmill.agreement import index, query_hashes
+from rankmill.config import ComputeConfig, Setting, read_section
+from rankmill.counts import Counts
+from rankmill.errors import OutputError, RunFailed, StartError
+from rankmill.lease import Lease
+from rankmill.markers import PRIVATE
+from rankmill.output import refuse_overlap, refuse_relative
+from rankmill.part import TASK_CPUS, Work, export_part, model_of, out_of_reach
+from rankmill.progress import Listener, Progress
+from rankmill.qrels import Judgements, TableSource, read_judgements
+from rankmill.ranked import Ranked, open_ranked
+from rankmill.recipe import ExportConfig, refuse_contradictions
+from rankmill.store import Store
+
+log = logging.getLogger("rankmill")
+
+EXPORT = f"{PRIVATE}/export.json"
+REPORT = f"{PRIVATE}/report.json"
+_FILE = re.compile(r"part-\d{5,}\.(parquet|trec)")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export. `files`: URLs, in the order of the run's parts; `report`: report.json."""
+
+    output: str
+    report: dict[str, Any]
+    counts: Counts
+    files: tuple[str, ...]
+
+
+def export(
+    ranked: str | Path,
+    output: str | Path,
+    *,
+    format: str,
+    qrels: TableSource | None = None,
+    agree_runs: Sequence[str | Path] = (),
+    allow_incomplete: bool = False,
+    overwrite: bool = False,
+    address: str | None = None,
+    profile: str | None = None,
+    listener: Listener | None = None,
+    **settings: Setting,
+) -> ExportResult:
+    """Write training data from a ranked run. The same call again finds it complete.
+
+    ranked: the output folder of a run. format: `labeled-pair`, `labeled-list`, `triplet`,
+    `n-tuple` or `trec`. qrels: judgements as `evaluate` takes them; the documents that they call
+    relevant are the positives. agree_runs: output folders of other runs over these queries, which
+    must find a negative as irrelevant as this run does. allow_incomplete: take what is committed
+    of a run that has not finished. address: of a Ray cluster, as `compute.address`; profile: of
+    AWS. settings: the fields of `ExportConfig`, for example `negatives=4, margin=1.0`.
+
+    Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed`.
+    """
+    from rankmill import pipeline
+
+    started = time.monotonic()
+    config = read_section(ExportConfig, {"format": format, **settings})
+    refuse_contradictions(config, qrels is not None, bool(agree_runs))
+    compute = ComputeConfig(address=address)
+    sources = [str(ranked), *map(str, agree_runs)]
+    if pipeline.is_foreign_cluster(compute):
+        refuse_relative([*sources, str(output)])
+    store = Store(storage.absolute(str(output)), profile)
+    sources = [storage.absolute(path) for path in sources]
+    refuse_overlap(sources, store.url)
+    work = _prepare(store, config, sources, qrels, allow_incomplete)
+    if (found := _look(work, overwrite)) is not None:
+        log.info("Already complete: nothing was exported.")
+        return _result(store, found)
+    with ExitStack() as stack:
+        with storage.reaching(store.url):
+            stack.enter_context(Lease(store))
+            _begin(work, overwrite)
+        stack.enter_context(pipeline.connected(compute))
+        try:
+            indexed = [
+                index(run, pipeline.map_shared(query_hashes, run, range(len(run.parts))))
+                for run in work.agree_runs
+            ]
+            work = replace(work, others=tuple(indexed))
+            done: list[Counts] = []
+            parts = range(len(work.ranked.parts))
+            for counts in pipeline.map_shared(export_part, work, parts, TASK_CPUS):
+                done.append(counts)
+                if listener is not None:
+                    listener(_progress(work.ranked, len(done), time.monotonic() - started))
+            return _finish(work, counting.add(done), time.monotonic() - started)
+        except StartError as error:  # too late to be one
+            raise RunFailed(error.message, error.remedy) from error
+        except OSError as error:
+            raise out_of_reach(store, error) from error
+
+
+def _prepare(
+    store: Store,
+    config: ExportConfig,
+    sources: list[str],
+    qrels: TableSource | None,
+    allow_incomplete: bool,
+) -> Work:
+    """Look at everything that is read; the first source is the run that is exported."""
+    ranked, *agree_runs = (
+        open_ranked(path, store.profile, allow_incomplete=allow_incomplete) for path in sources
+    )
+    judged = None if qrels is None else read_judgements(qrels)
+    identity = {
+        "settings": config.model_dump(mode="json"),
+        "ranked": ranked.identity,
+        "agree_runs": [run.identity for run in agree_runs],
+        "qrels": None if judged is None else _digest(judged),
+    }
+    work = Work(store, ranked, config, judged, tuple(agree_runs), identity)
+    assert work.columns, "raises for what the run lacks"
+    for run in agree_runs:
+        needed = [run.query_key, lists.doc_id_column(run), f"{run.prefix}score"]
+        run.require(needed, "agree_runs")
+    return work
+
+
+def _digest(judged: Judgements) -> str:
+    """SHA-256 over the judgements, whatever file they come from."""
+    found = hashlib.sha256()
+    for query, document, grade in zip(
+        judged.queries.take(pa.array(judged.query)).to_pylist(),
+        judged.document.to_pylist(),
+        judged.grade.tolist(),
+    ):
+        found.update(f"{query}\t{document}\t{grade}\n".encode())
+    return found.hexdigest()
+
+
+def _look(work: Work, overwrite: bool) -> dict[str, Any] | None:
+    """The report of the same export, if it is complete.
+
+    Raises `OutputError` when the folder holds anything but this export.
+    """
+    store = work.store
+    with storage.reaching(store.url):
+        names = store.sizes()
+        stored, report = store.read(EXPORT), store.read(REPORT)
+        is_run = store.read(runs.RUN) is not None
+    visible = [name for name in names if not name.startswith(("_", "."))]
+    foreign = [name for name in visible if is_run or not _FILE.fullmatch(name)]
+    if is_run or foreign or (visible and stored is None):
+        shown = ", ".join(sorted(foreign or visible)[:3]) or runs.RUN
+        raise OutputError(
+            f"The output {store.url} holds files that are not of an export: {shown}.",
+            "Choose an empty folder.",
+        )
+    if stored is None or overwrite:
+        return None
+    runs.refuse_other(store, json.loads(stored), work.identity, "export")
+    return json.loads(report) if report is not None and runs.SUCCESS in names else None
+
+
+def _begin(work: Work, overwrite: bool) -> None:
+    """Make ready for a start, again looking first: another export may have come and gone."""
+    store = work.store
+    _look(work, overwrite)
+    store.delete([runs.SUCCESS, REPORT])
+    store.delete([name for name in store.sizes() if _FILE.fullmatch(name)])
+    store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
+    record = {"fingerprint": work.fingerprint, "identity": work.identity}
+    store.write(EXPORT, json.dumps(record, indent=1, ensure_ascii=False).encode())
+
+
+def _finish(work: Work, counts: Counts, seconds: float) -> ExportResult:
+    """Check the sums, write the report and `_SUCCESS`."""
+    counts.refuse_imbalance()
+    if not counts.examples:
+        log.warning("No example came out of %d rows; the report says why.", counts.rows)
+    report = {
+        "complete": True,
+        "fingerprint": work.fingerprint,
+        **work.identity,
+        "run": work.ranked.url,
+        "model": model_of(work.ranked),
+        "counts": asdict(counts),
+        "columns": [] if work.config.format == "trec" else examples.columns(work.config).names,
+        "files": [work.file_name(part) for part in range(len(work.ranked.parts))],
+        "seconds": round(seconds, 3),
+        "versions": runs.versions(),
+    }
+    work.store.write(REPORT, json.dumps(report, indent=1, ensure_ascii=False).encode())
+    work.store.write(runs.SUCCESS, b"")
+    return _result(work.store, report)
+
+
+def _result(store: Store, report: dict[str, Any]) -> ExportResult:
+    files = tuple(storage.join(store.url, name) for name in report["files"])
+    return ExportResult(store.url, report, Counts(**report["counts"]), files)
+
+
+def _progress(ranked: Ranked, done: int, seconds: float) -> Progress:
+    rows = [part.rows for part in ranked.parts]
+    finished = sum(rows[:done])
+    return Progress(len(rows), done, sum(rows), finished, finished / seconds, seconds)
