@@ -92,7 +92,7 @@ def export(
     store = Store(storage.absolute(str(output)), profile)
     sources = [storage.absolute(path) for path in sources]
     refuse_overlap(sources, store.url)
-    work = _prepare(store, config, sources, qrels, allow_incomplete)
+    work, others = _prepare(store, config, sources, qrels, allow_incomplete)
     if (found := _look(work, overwrite)) is not None:
         log.info("Already complete: nothing was exported.")
         return _result(store, found)
@@ -104,7 +104,7 @@ def export(
         try:
             indexed = [
                 index(run, pipeline.map_shared(query_hashes, run, range(len(run.parts))))
-                for run in work.agree_runs
+                for run in others
             ]
             work = replace(work, others=tuple(indexed))
             done: list[Counts] = []
@@ -126,24 +126,25 @@ def _prepare(
     sources: list[str],
     qrels: TableSource | None,
     allow_incomplete: bool,
-) -> Work:
-    """Look at everything that is read; the first source is the run that is exported."""
-    ranked, *agree_runs = (
+) -> tuple[Work, list[Ranked]]:
+    """Look at everything that is read: the run that is exported (the first source), and those that
+    must agree, which are not indexed yet."""
+    ranked, *others = (
         open_ranked(path, store.profile, allow_incomplete=allow_incomplete) for path in sources
     )
     judged = None if qrels is None else read_judgements(qrels)
+    label = config.chosen_label if config.is_labeled else None
     identity = {
-        "settings": config.model_dump(mode="json"),
+        "settings": config.model_dump(mode="json") | {"label": label},
         "ranked": ranked.identity,
-        "agree_runs": [run.identity for run in agree_runs],
+        "agree_runs": [run.identity for run in others],
         "qrels": None if judged is None else _digest(judged),
     }
-    work = Work(store, ranked, config, judged, tuple(agree_runs), identity)
-    assert work.columns, "raises for what the run lacks"
-    for run in agree_runs:
-        needed = [run.query_key, lists.doc_id_column(run), f"{run.prefix}score"]
-        run.require(needed, "agree_runs")
-    return work
+    columns = lists.needed_columns(ranked, config, by_id=judged is not None or bool(others))
+    for other in others:
+        lists.refuse_unlike(ranked, other)
+    work = Work(store, ranked, config, tuple(columns), judged, (), identity)
+    return work, others
 
 
 def _digest(judged: Judgements) -> str:
@@ -178,8 +179,15 @@ def _look(work: Work, overwrite: bool) -> dict[str, Any] | None:
         )
     if stored is None or overwrite:
         return None
-    runs.refuse_other(store, json.loads(stored), work.identity, "export")
-    return json.loads(report) if report is not None and runs.SUCCESS in names else None
+    try:
+        known, complete = json.loads(stored), None if report is None else json.loads(report)
+    except ValueError:
+        raise OutputError(
+            f"The record of the export at {store.url} is damaged.",
+            "Start again with --overwrite, or choose another output.",
+        ) from None
+    runs.refuse_other(store, known, work.identity, "export")
+    return complete if runs.SUCCESS in names else None
 
 
 def _begin(work: Work, overwrite: bool) -> None:

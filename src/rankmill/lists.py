@@ -80,6 +80,18 @@ def doc_id_column(ranked: Ranked) -> str:
     return ranked.columns.doc_id
 
 
+def refuse_unlike(ranked: Ranked, other: Ranked) -> None:
+    """Raise `InputError` when another run's rows cannot be found by query and document."""
+    other.require([doc_id_column(other), f"{other.prefix}score"], "agree_runs")
+    by_text = [run.query_key == run.columns.query for run in (ranked, other)]
+    if by_text[0] != by_text[1]:
+        raise InputError(
+            f"{ranked.url} tells queries apart by {ranked.query_key}, {other.url} by "
+            f"{other.query_key}.",
+            "Compare runs that both have query ids, or both have none.",
+        )
+
+
 def list_numbers(table: pa.Table, ranked: Ranked) -> Ints:
     """int64 [rows]: the number of each row's list, from 0. A list begins where the rank is 1."""
     begins = table.column(f"{ranked.prefix}rank").to_numpy() == 1

@@ -28,15 +28,16 @@ TASK_CPUS = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What every task of an export reads. identity: what names the export."""
+    """What every task of an export reads. columns: of the run's parts; others: the runs that must
+    agree; identity: what names the export."""
 
     store: Store
     ranked: Ranked
     config: ExportConfig
+    columns: tuple[str, ...]
     judged: Judgements | None
-    agree_runs: tuple[Ranked, ...]
+    others: tuple[OtherRun, ...]
     identity: dict[str, Any]
-    others: tuple[OtherRun, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -48,12 +49,6 @@ class Work:
     def has_positives(self) -> bool:
         """Whether there is a rule for positives."""
         return self.judged is not None or self.config.positives_by_score
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns of the run's parts that are read."""
-        by_id = self.judged is not None or bool(self.agree_runs)
-        return lists.needed_columns(self.ranked, self.config, by_id)
 
     def file_name(self, part: int) -> str:
         """`part-00007.parquet`, as the run's own part; `.trec` for runs in that format."""
