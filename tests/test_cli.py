@@ -112,7 +112,7 @@ def test_the_help_of_every_command_has_an_example(command):
 
 
 def test_the_commands_of_the_contract_are_there():
-    assert {"demo", "rerank", "plan", "status", "evaluate", "models"} <= set(COMMANDS)
+    assert {"demo", "rerank", "plan", "status", "evaluate", "export", "models"} <= set(COMMANDS)
 
 
 # What a finished run prints
@@ -393,6 +393,50 @@ def test_evaluate_prints_each_metric_by_its_name(rankmill, finished, tmp_path):
         ).out
     )
     assert "metric baseline ranked difference" in shown
+
+
+# Export
+
+
+def test_export_prints_its_report_as_the_whole_of_stdout(rankmill, finished, ray_cluster, tmp_path):
+    arguments = ["export", finished[0], tmp_path / "out", "--format", "n-tuple", "--scores"]
+    arguments += ["--positive-max-rank", 1, "--negatives", 2, "--sampling", "random", "--seed", 7]
+    arguments += ["--negative-min-rank", 2, "--negative-max-rank", 4, "--negative-max-score", 1e6]
+    arguments += ["--margin", 0, "--agree-run", finished[0]]
+    done = rankmill(*arguments, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report == json.loads((tmp_path / "out/_rankmill/report.json").read_bytes())
+    assert report["columns"] == ["query", "positive", "negative_1", "negative_2", "scores"]
+    assert report["settings"]["negative_max_score"] == 1e6
+    assert report["counts"]["examples"] == 12
+    assert sum(report["counts"]["dropped"].values()) == 60 - 36
+    assert "shards 3/3" in done.err
+
+    again = rankmill(*arguments)
+    assert "Already complete" in again.err
+    shown = plain(again.out)
+    assert "examples 12 columns query, positive, negative_1" in shown
+    assert "outside the ranks for negatives 12" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("{run} {out} --format tuples", ["format", "'tuples'", "'n-tuple'"]),
+        ("{run} {out} --format triplet", ["triplet needs positives", "qrels"]),
+        ("{folder}/foreign {out} --format trec", ["There is no run at {folder}/foreign"]),
+        ("{run} {run} --format trec", ["lie inside each other", "folder of its own"]),
+        ("{run} {out} --format labeled-pair --model x", ["no column rerank_score_x"]),
+    ],
+)
+def test_a_mistake_in_an_export_exits_2(rankmill, finished, broken, tmp_path, arguments, named):
+    fill = {"run": finished[0], "folder": broken, "out": tmp_path / "out"}
+    done = rankmill("export", *arguments.format(**fill).split(), "--json")
+    assert (done.code, done.out) == (2, "")
+    for thing in named:
+        assert thing.format(**fill) in done.err
+    assert not (tmp_path / "out").exists()
 
 
 # A run that fails part-way

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,7 +161,6 @@ def test_readers_see_examples_and_nothing_else(export: Export) -> None:
     dataset = ray.data.read_parquet(result.output)
     assert dataset.schema().names == ["query", "documents", "scores"]
     assert dataset.count() == 3
-    datasets = pytest.importorskip("datasets")
     cache = f"{result.output}/../cache"
     loaded = datasets.load_dataset(
         "parquet", data_files=f"{result.output}/*.parquet", split="train", cache_dir=cache

@@ -26,6 +26,7 @@ from conftest import make_pairs
 from rankmill import job, lease, plan, storage
 from rankmill.config import load_config
 from rankmill.errors import InputError, OutputBusy
+from rankmill.export import export
 from rankmill.lease import Lease, Owner
 from rankmill.store import Store
 
@@ -218,6 +219,22 @@ def test_a_run_on_s3_writes_the_parts_of_a_run_on_disk(s3_run, local_run):
         ours, theirs = (dict(t.schema.metadata) for t in (table, here[name]))
         assert ours.pop(b"rankmill.run") != theirs.pop(b"rankmill.run")
         assert ours == theirs
+
+
+@only_nanio
+def test_an_export_from_bucket_to_bucket_is_the_one_on_disk(server, s3_run, local_run, tmp_path):
+    settings = ["--format", "triplet", "--positive-max-rank", "1", "--json"]
+    done = rankmill(
+        server.environment(tmp_path), "export", "s3://bucket/out", "s3://bucket/training", *settings
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report, fs = json.loads(done.stdout), server.filesystem()
+    here = export(local_run[1], tmp_path / "training", format="triplet", positive_max_rank=1)
+    assert report["counts"] == here.report["counts"]
+    for name in report["files"]:
+        there = pq.read_table(pa.BufferReader(fs.cat_file(f"bucket/training/{name}")))
+        assert there.equals(pq.read_table(tmp_path / "training" / name))
+    assert fs.exists("bucket/training/_SUCCESS")
 
 
 def test_no_credential_is_stored(s3_run):
