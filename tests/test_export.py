@@ -412,6 +412,20 @@ def test_another_export_is_refused_with_the_difference(export: Export) -> None:
     assert (Path(replaced.output) / "_SUCCESS").exists()
 
 
+def test_other_judgements_or_other_rows_make_another_export(
+    export: Export, run: str, tmp_path: Path
+) -> None:
+    qrels = pa.table({"query_id": ["q0"], "doc_id": ["d0-0"], "relevance": [1]})
+    export("triplet", qrels=qrels)
+    assert export("triplet", qrels=qrels.to_pandas()).counts.examples == 3
+    changed = pa.table({"query_id": ["q0"], "doc_id": ["d0-1"], "relevance": [1]})
+    with pytest.raises(OutputError, match=r"qrels: \"\w+\" -> \"\w+\""):
+        export("triplet", qrels=changed)
+    other = commit_run(tmp_path / "other", [ranked_part(candidates(SCORES))])
+    with pytest.raises(OutputError, match=r"ranked\.parts"):
+        export("triplet", qrels=qrels, ranked=other)
+
+
 def test_an_export_that_was_stopped_is_made_again(export: Export) -> None:
     first = export("labeled-pair")
     whole = contents(first)

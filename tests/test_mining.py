@@ -158,6 +158,15 @@ def test_a_draw_depends_on_the_seed() -> None:
     assert len({tuple(each) for each in drawn}) == 4
 
 
+def test_a_draw_does_not_depend_on_the_lists_before() -> None:
+    falling = list(range(50, 0, -1))
+    alone = ranked([falling])
+    behind = ranked([[2, 1], falling])
+    behind.keys[1] = alone.keys[0]
+    rules = {"negatives": 5, "sampling": "random"}
+    assert [row - 2 for row in found(behind, **rules)[1][2:]] == found(alone, **rules)[1]
+
+
 def test_every_row_is_drawn_about_as_often_as_any_other() -> None:
     rows = ranked([list(range(10, 0, -1))])
     drawn = [found(rows, negatives=3, sampling="random", seed=seed)[1] for seed in range(400)]
@@ -187,6 +196,11 @@ def test_a_text_is_relevant_when_one_of_its_doubles_is_judged_so() -> None:
     rows = ranked([[3, 2, 1]], text=[[7, 8, 7]], grade=[[0, 0, 2]])
     assert found(rows) == ([0], [1], {mining.DUPLICATE: 1})
     assert mine(rows, ExportConfig(format="labeled-pair"), 0).grade.tolist() == [2, 0, 2]
+
+
+def test_the_double_of_a_relevant_text_without_a_score_is_no_negative() -> None:
+    rows = ranked([[3, 2, NAN]], text=[[7, 8, 8]], grade=[[0, 0, 1]])
+    assert found(rows) == ([1], [0], {mining.UNSCORED: 1})
 
 
 def test_rows_with_another_query_text_than_the_best_are_left_out() -> None:

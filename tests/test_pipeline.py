@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,7 @@ from ray.data._internal.logical.optimizers import get_execution_plan
 from conftest import make_pairs
 from rankmill import pipeline, plan
 from rankmill.config import ComputeConfig, ModelConfig, load_config
-from rankmill.errors import ConfigError
+from rankmill.errors import ConfigError, RunFailed
 from rankmill.job import Prepared, _stage_settings, prepare
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
 from rankmill.profile import make_profile, probe
@@ -111,3 +112,15 @@ def test_gpu_workers_are_as_many_as_gpus() -> None:
     found = Capacity((16.0, 8.0), (4.0, 0.0), ("a", "b"))
     pool = size_pool(ComputeConfig(), "cuda", 1, found)
     assert (pool.workers, pool.gpus) == (4, 1)
+
+
+def test_tasks_share_an_object_and_answer_in_order(ray_cluster: None) -> None:
+    found = pipeline.map_shared(lambda words, place: words[place], ["a", "b", "c"], [2, 0, 1])
+    assert list(found) == ["c", "a", "b"]
+
+
+def test_a_task_whose_process_dies_again_and_again_ends_with_a_remedy(ray_cluster: None) -> None:
+    with pytest.raises(RunFailed, match="Ray ended a task") as failed:
+        list(pipeline.map_tasks(lambda _: os._exit(1), [0]))
+    assert failed.value.remedy == "Run the same command again."
+    print(failed.value)

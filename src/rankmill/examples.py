@@ -66,7 +66,7 @@ def arrange(rows: RankedRows, mined: Mined, label: Float32, config: ExportConfig
         else:
             left, right = np.repeat(positive, len(negative)), np.tile(negative, len(positive))
             chosen.append(np.column_stack([left, right]))
-    width = 1 + (config.negatives or 1) if config.format == "n-tuple" else 2
+    width = 1 + config.negatives_a_tuple if config.format == "n-tuple" else 2
     flat = np.concatenate([each.ravel() for each in chosen]) if len(used) else used
     return Examples(flat, np.arange(0, len(flat) + 1, width))
 
@@ -93,7 +93,7 @@ def columns(config: ExportConfig) -> pa.Schema:
         return pa.schema([("query", text), ("documents", pa.list_(text)), scores])
     if config.format == "triplet":
         return pa.schema([("query", text), ("positive", text), ("negative", text)])
-    names = [f"negative_{number}" for number in range(1, 1 + (config.negatives or 1))]
+    names = [f"negative_{number}" for number in range(1, 1 + config.negatives_a_tuple)]
     tuples = [(name, text) for name in ("query", "positive", *names)]
     return pa.schema([*tuples, scores] if config.scores else tuples)
 

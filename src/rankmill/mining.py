@@ -81,14 +81,18 @@ class _Sieve:
 
 
 def mine(rows: RankedRows, config: ExportConfig, needed: int) -> Mined:
-    """Find the positives and negatives of every list; a list with fewer negatives than `needed`
-    (or without the positives that a rule asks for) is left out whole."""
+    """Find the positives and negatives of every list.
+
+    A list with fewer negatives than `needed`, or without the positives that a rule asks for, is
+    left out whole.
+    """
     sieve, lists, score = _Sieve(len(rows.lists)), rows.lists, rows.scores[0]
     sieve.drop(np.isnan(score), UNSCORED)
     first = np.searchsorted(lists, lists)
     sieve.drop(rows.query_text != rows.query_text[first], OTHER_QUERY)
-    grade = _drop_duplicates(rows, sieve)
+    _drop_duplicates(rows, sieve)
 
+    grade = _best_grade(rows)
     positive = np.zeros(len(lists), bool)
     without = np.zeros(len(rows.keys), bool)
     if grade is not None or config.positives_by_score:
@@ -120,26 +124,32 @@ def mine(rows: RankedRows, config: ExportConfig, needed: int) -> Mined:
     return Mined(positive, sieve.left & ~positive, grade, counts)
 
 
-def _drop_duplicates(rows: RankedRows, sieve: _Sieve) -> Ints | None:
-    """Keep the best ranked of a list's equal documents; judged relevant if any of them is.
+def _best_grade(rows: RankedRows) -> Ints | None:
+    """Each row's grade, or a better one that the same text has in its list under another id."""
+    if rows.grade is None:
+        return None
+    _, group = np.unique(_in_list(rows.lists, rows.text), return_inverse=True)
+    best = np.zeros(len(rows.lists), np.int64)
+    np.maximum.at(best, group, rows.grade)
+    return best[group]
+
+
+def _drop_duplicates(rows: RankedRows, sieve: _Sieve) -> None:
+    """Keep the best ranked of a list's equal documents.
 
     Equal by text or by id: otherwise a positive's double would pass for a negative.
     """
-    grade = None if rows.grade is None else rows.grade.copy()
-    kept = sieve.left.copy()
+    left = np.flatnonzero(sieve.left)
+    again = np.zeros(len(rows.lists), bool)
     for code in (rows.text, rows.document):
-        left = np.flatnonzero(sieve.left)
-        pairs = rows.lists[left] * (code.max(initial=0) + 1) + code[left]
-        _, first, group = np.unique(pairs, return_index=True, return_inverse=True)
-        if grade is not None:
-            best = np.zeros(len(first), np.int64)
-            np.maximum.at(best, group, grade[left])
-            grade[left] = best[group]
-        again = np.ones(len(left), bool)
-        again[first] = False
-        kept[left[again]] = False
-    sieve.drop(~kept, DUPLICATE)
-    return grade
+        _, first = np.unique(_in_list(rows.lists[left], code[left]), return_index=True)
+        again[np.delete(left, first)] = True
+    sieve.drop(again, DUPLICATE)
+
+
+def _in_list(lists: Ints, code: Ints) -> Ints:
+    """A code for each (list, code)."""
+    return lists * (code.max(initial=0) + 1) + code
 
 
 def _within_positive_bounds(score: Floats, rank: Ints, config: ExportConfig) -> Mask:
@@ -208,7 +218,9 @@ def _drop_surplus(rows: RankedRows, positive: Mask, config: ExportConfig, sieve:
 
 
 def _draw(rows: RankedRows, row: int, seed: int) -> int:
-    """A number drawn for a row from the seed, its query and its rank: the same in any shard, with
-    any other rule, and in any version of a library's generator."""
+    """A number from the seed, a row's query and its rank.
+
+    The same in any shard, with any other rule, and in any version of a library's generator.
+    """
     name = f"{seed}\0{rows.rank[row]}\0{rows.keys[rows.lists[row]]}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")

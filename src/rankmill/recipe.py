@@ -68,10 +68,16 @@ class ExportConfig(BaseModel):
         """The label, or the format's own."""
         return self.label or ("score" if self.format == "n-tuple" else "sigmoid")
 
+    @property
+    def negatives_a_tuple(self) -> int:
+        """How many columns of negatives the format n-tuple has."""
+        assert self.negatives is not None, "n-tuple is refused without negatives"
+        return self.negatives
+
     def needed_negatives(self, has_positives: bool) -> int:
         """How many negatives a list must have to give an example."""
         if self.format == "n-tuple":
-            return self.negatives or 1
+            return self.negatives_a_tuple
         fewest = {"labeled-pair": 1, "labeled-list": 2, "triplet": 1}[self.format]
         return fewest - has_positives if self.is_labeled else fewest
 
