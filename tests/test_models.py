@@ -24,7 +24,10 @@ from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile
 from rankmill.tokens import PairRules, TokenBatch
 
-KINDS = ["bert", "xlm-roberta", "modernbert", "modernbert-mean", "deberta-v2"]
+KINDS = [
+    *("bert", "electra", "roberta", "camembert", "xlm-roberta"),
+    *("modernbert", "modernbert-mean", "deberta-v2", "gte"),
+]
 QUERIES = [
     "what is a shard",
     "x",
@@ -158,7 +161,7 @@ def test_in_bf16_pooler_head_and_rotary_frequencies_stay_float32(tiny_model, kin
     assert {weight.dtype for weight in model._head.parameters()} == {torch.float32}
     floating = {n: b.dtype for n, b in model._body.named_buffers() if b.is_floating_point()}
     assert set(floating.values()) <= {torch.float32}
-    assert bool(floating) == kind.startswith("modernbert")
+    assert bool(floating) == kind.startswith(("modernbert", "gte"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,7 +182,12 @@ def test_bf16_scores_are_close_to_fp32_and_hardly_ever_tie(tiny_model, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit"), [("bert", 128), ("xlm-roberta", 128), ("modernbert", 512)]
+    ("kind", "limit"),
+    [
+        *(("bert", 128), ("electra", 128), ("modernbert", 512), ("gte-published", 128)),
+        # Of 130 positions, those up to the padding id are never taken: 1, and 3.
+        *(("xlm-roberta", 128), ("camembert", 128), ("roberta", 126)),
+    ],
 )
 def test_the_length_is_capped_at_the_positions_of_the_model(tiny_model, kind, limit):
     description = described(tiny_model(kind))

@@ -6,7 +6,8 @@ tokenizer's own pair call before they are trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -60,9 +61,10 @@ class PairTokenizer:
 
         remedy = "The folder needs tokenizer.json, or the vocabulary files of its tokenizer."
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+            with without_noise():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    str(folder), local_files_only=True, trust_remote_code=False
+                )
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise ModelError(
                 f"The tokenizer in {folder} cannot be loaded: {error}.", remedy
@@ -171,3 +173,19 @@ def probe_template(tokenizer: PreTrainedTokenizerBase) -> Template:
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         keep_end=tokenizer.truncation_side == "left",
     )
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """transformers draws and reports on stderr; callers keep their own setting of it."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
