@@ -23,6 +23,7 @@ from rankmill.models.folder import FolderModel, describe
 from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile
 from rankmill.tokens import PairRules, TokenBatch
+from reference import Reference
 
 KINDS = [
     *("bert", "electra", "roberta", "camembert", "xlm-roberta"),
@@ -52,55 +53,6 @@ PAIRS = [(query, document) for query in QUERIES for document in DOCUMENTS]
 
 def fp32(folder: str, **options: object) -> Scorer:
     return Scorer(folder, device="cpu", precision="fp32", threads=1, **options)
-
-
-class Reference:
-    """transformers' own class and tokenizer, one pair a batch."""
-
-    def __init__(self, folder: str, max_length: int) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        self.max_length = max_length
-
-    @torch.inference_mode()
-    def score(self, query: str, document: str, truncation: str) -> float:
-        encoded = (
-            self.document_cut(query, document)
-            if truncation == "document"
-            else self.tokenizer(
-                # A list, because an empty text alone counts as no second text.
-                [query],
-                [document],
-                truncation="longest_first",
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
-        )
-        return float(self.model(**encoded).logits)
-
-    def document_cut(self, query: str, document: str) -> dict[str, torch.Tensor]:
-        """`only_second`; a query that leaves no room is first cut to 3/4 of the length."""
-        tokens = self.tokenizer.backend_tokenizer
-        tokens.no_truncation()
-        tokens.no_padding()
-        first = tokens.encode(query, add_special_tokens=False)
-        second = tokens.encode(document, add_special_tokens=False)
-        room = self.max_length - tokens.num_special_tokens_to_add(is_pair=True)
-        if len(first) < room:
-            return self.tokenizer(
-                [query],
-                [document],
-                truncation="only_second",
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
-        first.truncate(min(self.max_length * 3 // 4, room))
-        second.truncate(room - len(first))
-        pair = tokens.post_process(first, second)
-        encoded = {"input_ids": torch.tensor([pair.ids])}
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            encoded["token_type_ids"] = torch.tensor([pair.type_ids])
-        return encoded
 
 
 @pytest.mark.parametrize("truncation", ["document", "longest_first"])

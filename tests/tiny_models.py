@@ -109,7 +109,7 @@ def unigram(pair: str = "<s> $A </s> </s> $B </s>") -> PreTrainedTokenizerFast:
 
 
 MODERNBERT_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
-ROBERTA_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<mask>")
+FAIRSEQ_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<mask>")
 
 
 def byte_bpe(
@@ -144,12 +144,14 @@ def _save(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Path:
     generator = torch.Generator().manual_seed(seed)
-    # So that the states of a wider model vary as much as those of a tiny one.
+    # So that the states of a wider model vary as much as those of a tiny one. A tiny one's scores
+    # spread more than a layer would make them.
     inner = 0.15 * (32 / model.config.hidden_size) ** 0.5
+    head = 1.0 if model.config.hidden_size == 32 else inner
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
-                spread = inner / 0.15 if name.startswith("classifier") else inner
+                spread = head if name.startswith("classifier") else inner
                 weight.normal_(0.0, spread, generator=generator)
             elif "bias" in name:
                 weight.normal_(0.0, 0.05, generator=generator)
@@ -215,21 +217,33 @@ def camembert(folder: Path, **changed: object) -> Path:
 
 def roberta(folder: Path, **changed: object) -> Path:
     """RoBERTa: XLM-R's body with a byte-level BPE, `<s> q </s></s> d </s>`, padding id 3."""
-    tokenizer = byte_bpe(ROBERTA_TOKENS, "<s> $A </s> </s> $B </s>")
+    tokenizer = byte_bpe(FAIRSEQ_TOKENS, "<s> $A </s> </s> $B </s>")
     config = RobertaConfig(**_after_padding(tokenizer, changed))
     return _save(folder, RobertaForSequenceClassification(config), tokenizer, 6)
 
 
 def modernbert(folder: Path, pooling: str = "cls", **changed: object) -> Path:
     """ModernBERT: rotary positions, alternating local windows, gated feed-forward blocks."""
-    tokenizer = byte_bpe()
+    return _modernbert(folder, byte_bpe(), {"classifier_pooling": pooling} | changed)
+
+
+def modernbert_mean(folder: Path) -> Path:
+    """ModernBERT that averages its last states."""
+    return modernbert(folder, "mean")
+
+
+def modernbert_ja(folder: Path, **changed: object) -> Path:
+    """ModernBERT as in the Japanese rerankers: `<s> q </s><s> d </s>`."""
+    return _modernbert(folder, byte_bpe(FAIRSEQ_TOKENS, "<s> $A </s> <s> $B </s>"), changed)
+
+
+def _modernbert(folder: Path, tokenizer: PreTrainedTokenizerFast, changed: dict[str, Any]) -> Path:
     fitting = {
         "num_hidden_layers": 4,
         "intermediate_size": 48,
         "max_position_embeddings": 512,
         "local_attention": 16,
         "global_attn_every_n_layers": 3,
-        "classifier_pooling": pooling,
         "cls_token_id": tokenizer.cls_token_id,
         "sep_token_id": tokenizer.sep_token_id,
         "bos_token_id": None,
@@ -237,11 +251,6 @@ def modernbert(folder: Path, pooling: str = "cls", **changed: object) -> Path:
     }
     config = ModernBertConfig(**_sizes(tokenizer, fitting | changed))
     return _save(folder, ModernBertForSequenceClassification(config), tokenizer, 3)
-
-
-def modernbert_mean(folder: Path) -> Path:
-    """ModernBERT that averages its last states."""
-    return modernbert(folder, "mean")
 
 
 def deberta_v2(folder: Path, **changed: object) -> Path:
