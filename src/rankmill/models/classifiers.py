@@ -20,6 +20,7 @@ from rankmill.errors import ModelError
 from rankmill.models.gte import gte_settings
 from rankmill.tokenizer import without_noise
 
+_JINA_BERT_KEY = ".mlp.gated_layers.weight"
 _BLOCK_HEADS = frozenset({"xlm-roberta", "roberta", "camembert", "electra"})
 
 
@@ -154,10 +155,16 @@ def _refuse_difference(
         if keys
     ]
     if lines:
+        remedy = "Missing weights would be random numbers. Check that config.json belongs to them."
+        if any(key.endswith(_JINA_BERT_KEY) for key in unexpected):
+            remedy = (
+                "They are JinaBERT's, whose config.json says position_embedding_type alibi: fetch "
+                "the config.json that they were published with."
+            )
         raise ModelError(
             f"The weights in {folder} do not match the class that its config names: "
             f"{'; '.join(lines)}.",
-            "Missing weights would be random numbers. Check that config.json belongs to them.",
+            remedy,
         )
 
 
