@@ -69,11 +69,20 @@ def _pair_processor(
 def wordpiece() -> PreTrainedTokenizerFast:
     """BERT's kind: lower-casing WordPiece, segment ids 0 and 1."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special)
-    tokenizer.train_from_iterator(TEXT, trainer)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    # Written down, not trained: the trainer breaks ties differently in every process.
+    words = {
+        word
+        for text in TEXT
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    }
+    letters = {letter for word in words for letter in word}
+    pieces = sorted(words | letters | {f"##{letter}" for letter in letters})
+    numbered = {piece: number for number, piece in enumerate([*special, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(numbered, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = _pair_processor(
         tokenizer, "[CLS] $A [SEP] $B:1 [SEP]:1", "[CLS] $A [SEP]", ["[CLS]", "[SEP]"]
     )
@@ -97,6 +106,11 @@ def unigram(pair: str = "<s> $A </s> </s> $B </s>") -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>")
     tokenizer.train_from_iterator(TEXT, trainer)
+    # The trainer numbers equal pieces differently in every process.
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    ordered = [(piece, round(score, 2)) for piece, score in pieces]
+    ordered[len(special) :] = sorted(ordered[len(special) :])
+    tokenizer.model = models.Unigram(ordered, special.index("<unk>"))
     tokenizer.post_processor = _pair_processor(tokenizer, pair, "<s> $A </s>", ["<s>", "</s>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
