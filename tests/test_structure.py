@@ -23,6 +23,7 @@ LAYERS = [
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
+    ["windows"],
     ["tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],

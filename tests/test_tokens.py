@@ -18,10 +18,10 @@ from rankmill.tokens import (
     PairRules,
     TokenizedPairs,
     TokenizedTexts,
-    assemble,
     kept_tokens,
     pair_digests,
 )
+from rankmill.windows import assemble, cut
 
 KINDS = {
     "wordpiece": tiny_models.wordpiece,
@@ -41,13 +41,14 @@ def wordpiece():
     return tiny_models.wordpiece()
 
 
-def put_together(pairs, tokenizer, template):
+def put_together(pairs, ours):
     """The ids and segments of each pair as lists, without padding."""
-    batch = assemble(pairs, template, np.arange(len(pairs)))
-    ids = [row[:n].tolist() for row, n in zip(batch.input_ids, pairs.lengths)]
+    inputs = cut(pairs, ours.rules)
+    batch = assemble(inputs, ours.template, np.arange(len(inputs)))
+    ids = [row[:n].tolist() for row, n in zip(batch.input_ids, inputs.lengths)]
     if batch.segment_ids is None:
         return ids, None
-    return ids, [row[:n].tolist() for row, n in zip(batch.segment_ids, pairs.lengths)]
+    return ids, [row[:n].tolist() for row, n in zip(batch.segment_ids, inputs.lengths)]
 
 
 def tokenize(tokenizer, queries, documents, rules):
@@ -76,7 +77,7 @@ def check_equal(tokenizer, queries, documents, truncation, max_length):
         max_length=max_length,
         verbose=False,
     )
-    ids, segments = put_together(pairs, tokenizer, ours.template)
+    ids, segments = put_together(pairs, ours)
     assert ids == own["input_ids"]
     assert segments == own.get("token_type_ids")
     whole = tokenizer(queries, documents, verbose=False)["input_ids"]
@@ -185,6 +186,14 @@ def test_a_cap_that_leaves_the_document_no_room_is_refused(cap):
         PairTokenizer(tiny_models.wordpiece(), PairRules(20, "document", cap))
 
 
+@pytest.mark.parametrize("truncation", ["document", "longest_first"])
+def test_a_document_cap_holds_for_every_pair(truncation):
+    rules = PairRules(100, truncation, max_document_tokens=8)
+    assert kept(10, 50, rules) == (10, 8)
+    assert kept(1000, 50, rules) == ((75, 8) if truncation == "document" else (89, 8))
+    assert kept(10, 4, rules) == (10, 4)
+
+
 def test_a_cap_beyond_the_length_leaves_no_more_than_there_is():
     assert kept(500, 5, PairRules(20, "document", max_query_tokens=19)) == (17, 0)
 
@@ -216,24 +225,28 @@ def test_the_longest_is_cut_first_by_the_librarys_rule(query, document, room, sp
     st.integers(5, 40),
     st.sampled_from(["document", "longest_first"]),
     st.one_of(st.none(), st.integers(1, 50)),
+    st.one_of(st.none(), st.integers(1, 50)),
 )
-def test_no_pair_is_too_long_and_none_is_cut_without_need(query, document, length, cut, cap):
-    found = kept(query, document, PairRules(length, cut, cap))
+def test_no_pair_is_too_long_and_none_is_cut_without_need(
+    query, document, length, truncation, query_cap, document_cap
+):
+    found = kept(query, document, PairRules(length, truncation, query_cap, document_cap))
+    most = (min(query, query_cap or query), min(document, document_cap or document))
     assert sum(found) <= length - 3
-    assert found[0] <= min(query, cap or query)
-    assert found[1] <= document
-    if min(query, cap or query) + document <= length - 3:
-        assert found == (min(query, cap or query), document)
+    assert found[0] <= most[0]
+    assert found[1] <= most[1]
+    if sum(most) <= length - 3:
+        assert found == most
 
 
 def test_dropped_tokens_of_both_texts_are_counted(wordpiece):
     rules = PairRules(20, "document", max_query_tokens=2)
     queries, documents = ["a b c d e", "a"], ["x " * 40, "x y"]
-    _, pairs = tokenize(wordpiece, queries, documents, rules)
+    ours, pairs = tokenize(wordpiece, queries, documents, rules)
     assert pairs.query_kept.tolist() == [2, 1]
     assert pairs.document_kept.tolist() == [15, 2]
     assert pairs.dropped.tolist() == [3 + 25, 0]
-    assert pairs.lengths.tolist() == [20, 6]
+    assert cut(pairs, ours.rules).lengths.tolist() == [20, 6]
 
 
 # Batches of pairs
@@ -243,7 +256,7 @@ def test_pairs_are_padded_on_the_right_to_the_longest_chosen(wordpiece):
     ours, pairs = tokenize(
         wordpiece, ["a"] * 3, ["x", "x y z", "x " * 50], PairRules(64, "document")
     )
-    batch = assemble(pairs, ours.template, np.array([1, 0]))
+    batch = assemble(cut(pairs, ours.rules), ours.template, np.array([1, 0]))
     assert batch.input_ids.shape == batch.segment_ids.shape == (2, 7)
     assert batch.input_ids[1, 5:].tolist() == [wordpiece.pad_token_id] * 2
     assert batch.mask.tolist() == [[1] * 7, [1] * 5 + [0] * 2]
@@ -254,13 +267,14 @@ def test_pairs_are_padded_on_the_right_to_the_longest_chosen(wordpiece):
 )
 def test_there_is_a_mask_only_where_lengths_differ(wordpiece, documents, has_mask):
     ours, pairs = tokenize(wordpiece, ["a"] * len(documents), documents, PairRules(64, "document"))
-    assert (assemble(pairs, ours.template, np.arange(len(pairs))).mask is not None) == has_mask
+    batch = assemble(cut(pairs, ours.rules), ours.template, np.arange(len(pairs)))
+    assert (batch.mask is not None) == has_mask
 
 
 def test_only_tokenizers_with_segments_give_segments(tokenizer):
     ours, pairs = tokenize(tokenizer, ["a"], ["b"], PairRules(64, "document"))
     own = tokenizer(["a"], ["b"])
-    batch = assemble(pairs, ours.template, np.array([0]))
+    batch = assemble(cut(pairs, ours.rules), ours.template, np.array([0]))
     assert (batch.segment_ids is None) == ("token_type_ids" not in own)
     assert ours.template.special == tokenizer.num_special_tokens_to_add(pair=True)
 
@@ -269,7 +283,7 @@ def test_texts_are_shared_by_pairs(wordpiece):
     ours = PairTokenizer(wordpiece, PairRules(64, "document"))
     texts = ours.encode(["one", "two three"])
     numbers = [np.array(n, np.int32) for n in ([0, 0, 1], [1, 0, 0])]
-    ids, _ = put_together(ours.pairs(texts, *numbers), wordpiece, ours.template)
+    ids, _ = put_together(ours.pairs(texts, *numbers), ours)
     own = wordpiece(["one", "one", "two three"], ["two three", "one", "one"])
     assert ids == own["input_ids"]
 
@@ -281,11 +295,12 @@ def test_any_number_of_texts_is_encoded(wordpiece, count):
     assert texts.ids.dtype == np.int32
 
 
-def test_no_pairs_have_no_lengths():
+def test_no_pairs_have_no_inputs():
     nothing = np.empty(0, np.int32)
     texts = TokenizedTexts(nothing, np.zeros(1, np.int64))
     pairs = TokenizedPairs(texts, nothing, nothing, nothing, nothing, 3)
-    assert (len(pairs), len(pairs.lengths), len(pairs.dropped)) == (0, 0, 0)
+    assert (len(pairs), len(pairs.dropped)) == (0, 0)
+    assert len(cut(pairs, PairRules(64, "document"))) == 0
 
 
 # Tokenizers that cannot be used

@@ -20,9 +20,9 @@ from rankmill.tokens import (
     TokenizedPairs,
     TokenizedTexts,
     Truncation,
-    assemble,
     kept_tokens,
 )
+from rankmill.windows import assemble, cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,13 @@ class PairTokenizer:
                 f"max_length {rules.max_length} leaves no room beside the "
                 f"{self.template.special} special tokens of a pair.",
                 "Raise model.max_length.",
+            )
+        window = room - (rules.max_query_tokens or 0)
+        if rules.overflow == "windows" and rules.stride >= window:
+            raise ConfigError(
+                f"model.window.stride is {rules.stride}, but of {rules.max_length} tokens a window "
+                f"has only {window} for the document.",
+                "Lower it, so that every window holds something new, or raise model.max_length.",
             )
 
     @classmethod
@@ -90,7 +97,7 @@ class PairTokenizer:
         return TokenizedTexts(np.concatenate([np.empty(0, np.int32), *ids]), starts)
 
     def pairs(self, texts: TokenizedTexts, query: Int32, document: Int32) -> TokenizedPairs:
-        """Cut pairs, given as int32 [pairs] indices into `texts`, to length."""
+        """What counts of pairs, given as int32 [pairs] indices into `texts`."""
         lengths = texts.lengths
         special = self.template.special
         kept = kept_tokens(lengths[query], lengths[document], self.rules, special)
@@ -113,12 +120,13 @@ class PairTokenizer:
         strategy = "only_second" if probe.rules.truncation == "document" else "longest_first"
         number = np.arange(len(queries), dtype=np.int32)
         pairs = probe.pairs(probe.encode(queries + documents), number, number + len(queries))
-        batch = assemble(pairs, self.template, number)
+        windows = cut(pairs, probe.rules)
+        batch = assemble(windows, self.template, number)
         # Lists, because a single empty text counts as no second text at all.
         own = self._tokenizer(
             queries, documents, truncation=strategy, max_length=limit, verbose=False
         )
-        for row, length in enumerate(pairs.lengths.tolist()):
+        for row, length in enumerate(windows.lengths.tolist()):
             ids = batch.input_ids[row, :length].tolist()
             same = ids == own["input_ids"][row]
             if batch.segment_ids is not None:
