@@ -174,7 +174,7 @@ def xlm_roberta(folder: Path) -> Path:
     return _save(folder, XLMRobertaForSequenceClassification(config), tokenizer, 2)
 
 
-def modernbert(folder: Path, pooling: str = "cls") -> Path:
+def modernbert(folder: Path, pooling: str = "cls", positions: int = 512) -> Path:
     """ModernBERT: rotary positions, alternating local windows, gated feed-forward blocks."""
     tokenizer = byte_bpe()
     config = ModernBertConfig(
@@ -183,7 +183,7 @@ def modernbert(folder: Path, pooling: str = "cls") -> Path:
         num_hidden_layers=4,
         num_attention_heads=2,
         intermediate_size=48,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         local_attention=16,
         global_attn_every_n_layers=3,
         classifier_pooling=pooling,
