@@ -42,11 +42,7 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {
-    "models.classifiers",
-    "models.torch_encoder",
-    "demo.judge",
-}  # demo.judge: run by hand, to train the demo's model
+TORCH = {"models.classifiers", "models.torch_encoder"}
 TRANSFORMERS = TORCH - {"models.torch_encoder"}
 
 
