@@ -41,8 +41,9 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {"models.torch_encoder", "demo.judge"}  # demo.judge: run by hand, to train the demo's model
-TRANSFORMERS = TORCH
+# demo.judge: run by hand, to train the demo's model
+TRANSFORMERS = {"models.torch_encoder", "demo.judge"}
+TORCH = {*TRANSFORMERS, "models.jina_bert"}
 
 
 def name_of(path):
