@@ -41,9 +41,8 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-# demo.judge: run by hand, to train the demo's model
-TRANSFORMERS = {"models.torch_encoder", "demo.judge"}
-TORCH = {*TRANSFORMERS, "models.jina_bert"}
+TORCH = {"models.classifiers", "models.jina_bert", "models.torch_encoder"}
+TRANSFORMERS = {"models.classifiers"}
 
 
 def name_of(path):

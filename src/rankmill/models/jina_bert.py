@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,12 +115,18 @@ def alibi_slopes(heads: int, rule: Slopes) -> list[float]:
     return [2.0 ** (-8 * k / power) for k in range(1, power + 1)] + [factor * s for s in others]
 
 
+class States(NamedTuple):
+    """last_hidden_state: [batch, length, hidden], in the body's precision."""
+
+    last_hidden_state: Tensor
+
+
 class JinaBertClassifier(nn.Module):
     """A JinaBERT cross-encoder. `state_dict` has the names of the published checkpoints.
 
-    `bert` gives states and may run in any precision (`cast_body`), or on another backend; `head`
-    makes scores of them, always in float32. Nothing but parameters is kept, so a model built on
-    the meta device is whole once its weights are assigned.
+    `bert` gives states; its embeddings and layers may run in any precision, or on another backend.
+    `head` makes scores of states and belongs in float32. Nothing but parameters is kept, so a
+    model built on the meta device is whole once its weights are assigned.
     """
 
     def __init__(
@@ -140,22 +146,16 @@ class JinaBertClassifier(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Raw logits, float32 [batch]; inputs as for `JinaBertEncoder`."""
-        return self.head(self.bert(input_ids, token_type_ids, attention_mask))
+        return self.head(self.bert(input_ids, token_type_ids, attention_mask).last_hidden_state)
 
     def head(self, states: Tensor) -> Tensor:
         """Raw logits, float32 [batch], of last hidden states [batch, length, hidden]."""
-        pooled = torch.tanh(self.bert.pooler["dense"](states[:, 0].float()))
-        logits: Tensor = self.classifier(pooled)
+        logits: Tensor = self.classifier(self.bert.pooler(states.float()))
         return logits.squeeze(-1)
-
-    def cast_body(self, dtype: torch.dtype) -> None:
-        """Run the encoder in `dtype`. Pooler and classifier stay in float32."""
-        self.bert.embeddings.to(dtype)
-        self.bert.encoder.to(dtype)
 
 
 class JinaBertEncoder(nn.Module):
-    """Embeddings and layers; it holds the pooler, too, where the checkpoints have it."""
+    """Embeddings and layers. It holds the pooler, as the checkpoints do, and never calls it."""
 
     def __init__(self, config: JinaBertConfig, slopes: Slopes, max_scores: int | None) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class JinaBertEncoder(nn.Module):
         )
         layers = [_Layer(config) for _ in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
-        self.pooler = nn.ModuleDict({"dense": nn.Linear(hidden, hidden)})
+        self.pooler = _Pooler(hidden)
         # Not a buffer: built on the meta device, that would stay without values.
         values = alibi_slopes(config.num_attention_heads, slopes)
         self._slopes = torch.tensor(values, device="cpu")
@@ -180,8 +180,8 @@ class JinaBertEncoder(nn.Module):
         input_ids: Tensor,
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Last hidden states [batch, length, hidden], in the body's precision.
+    ) -> States:
+        """Last hidden states.
 
         All inputs are int64 [batch, length]. token_type_ids: all 0 when None, as in the models'
         own template. attention_mask: 0 where a row is padded; None when no row is.
@@ -202,7 +202,16 @@ class JinaBertEncoder(nn.Module):
         keep = None if attention_mask is None else attention_mask[:, None, None, :] != 0
         for layer in self.encoder["layer"].children():
             states = layer(states, bias, keep, self._max_scores is not None)
-        return states
+        return States(states)
+
+
+class _Pooler(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return torch.tanh(self.dense(states[:, 0]))
 
 
 class _Layer(nn.Module):
