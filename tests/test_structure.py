@@ -42,8 +42,8 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {"models.classifiers", "models.torch_encoder"}
-TRANSFORMERS = TORCH - {"models.torch_encoder"}
+TORCH = {"models.classifiers", "models.jina_bert", "models.torch_encoder"}
+TRANSFORMERS = {"models.classifiers"}
 
 
 def name_of(path):

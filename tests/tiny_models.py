@@ -6,10 +6,13 @@ differ by far more than the tolerance of a comparison.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -123,6 +126,30 @@ def byte_bpe() -> PreTrainedTokenizerFast:
     )
 
 
+def lowercase_bpe() -> PreTrainedTokenizerFast:
+    """JinaBERT's kind: lower-casing BPE of whole words, `<s> q </s></s> d </s>`, no segment ids."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.post_processor = _pair_processor(
+        tokenizer, "<s> $A </s> </s> $B </s>", "<s> $A </s>", ["<s>", "</s>"]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
 def _save(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Path:
@@ -225,10 +252,110 @@ def deberta_v2(folder: Path) -> Path:
     return _save(folder, DebertaV2ForSequenceClassification(config), tokenizer, 4)
 
 
+def jina_bert_settings(**sizes: float) -> dict[str, Any]:
+    """config.json as jina-reranker-v1 has it, without `auto_map`, and with other sizes."""
+    return {
+        "architectures": ["JinaBertForSequenceClassification"],
+        "attention_probs_dropout_prob": 0.0,
+        "attn_implementation": "torch",
+        "classifier_dropout": None,
+        "emb_pooler": "mean",
+        "feed_forward_type": "geglu",
+        "gradient_checkpointing": False,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 384,
+        "initializer_range": 0.02,
+        "intermediate_size": 1536,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 8192,
+        "model_max_length": 8192,
+        "model_type": "bert",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 4,
+        "pad_token_id": 0,
+        "position_embedding_type": "alibi",
+        "type_vocab_size": 2,
+        "use_cache": True,
+        "vocab_size": 61056,
+        **sizes,
+    }
+
+
+def jina_bert_shapes(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The published checkpoints' names of weights, and each one's shape."""
+    hidden, inner = settings["hidden_size"], settings["intermediate_size"]
+
+    def linear(name: str, size: int, of: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (size, of), f"{name}.bias": (size,)}
+
+    def norm(name: str) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
+
+    shapes: dict[str, tuple[int, ...]] = {
+        "bert.embeddings.word_embeddings.weight": (settings["vocab_size"], hidden),
+        "bert.embeddings.token_type_embeddings.weight": (settings["type_vocab_size"], hidden),
+        **norm("bert.embeddings.LayerNorm"),
+    }
+    for number in range(settings["num_hidden_layers"]):
+        layer = f"bert.encoder.layer.{number}"
+        shapes |= {
+            **linear(f"{layer}.attention.self.query", hidden, hidden),
+            **linear(f"{layer}.attention.self.key", hidden, hidden),
+            **linear(f"{layer}.attention.self.value", hidden, hidden),
+            **linear(f"{layer}.attention.output.dense", hidden, hidden),
+            **norm(f"{layer}.attention.output.LayerNorm"),
+            f"{layer}.mlp.gated_layers.weight": (2 * inner, hidden),
+            **linear(f"{layer}.mlp.wo", hidden, inner),
+            **norm(f"{layer}.mlp.layernorm"),
+        }
+    return {
+        **shapes,
+        **linear("bert.pooler.dense", hidden, hidden),
+        **linear("classifier", 1, hidden),
+    }
+
+
+def jina_bert_weights(settings: dict[str, Any], seed: int = 5) -> dict[str, torch.Tensor]:
+    """Random weights, large enough that scores differ by about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in jina_bert_shapes(settings).items():
+        values = torch.randn(shape, generator=generator)
+        if "Norm.weight" in name or "norm.weight" in name:
+            weights[name] = 1 + 0.1 * values
+        elif name.endswith(".bias"):
+            weights[name] = 0.1 * values
+        else:
+            # Products are then about as large as what is multiplied, whatever its width.
+            spread = 2.0 if name.startswith("classifier") else 1.2
+            weights[name] = values * (spread / shape[1] ** 0.5)
+    return weights
+
+
+def jina_bert(folder: Path) -> Path:
+    """JinaBERT, as in jina-reranker-v1: ALiBi, gated blocks, a number of heads like 12."""
+    tokenizer = lowercase_bpe()
+    settings = jina_bert_settings(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        intermediate_size=64,
+        max_position_embeddings=512,
+    )
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings, indent=2))
+    save_file(jina_bert_weights(settings), folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "bert": bert,
     "xlm-roberta": xlm_roberta,
     "modernbert": modernbert,
     "modernbert-mean": modernbert_mean,
     "deberta-v2": deberta_v2,
+    "jina-bert": jina_bert,
 }
