@@ -270,6 +270,11 @@ def test_an_override_is_read_as_yaml(text, expected):
     assert parse_override(text) == expected
 
 
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "+1e-3"])
+def test_a_number_with_an_exponent_is_a_number(text):
+    assert parse_override(f"output.min_score={text}") == ("output.min_score", 0.001)
+
+
 @pytest.mark.parametrize("text", ["output.top_k", "=3", " =3", "a=[", "a=2026-02-30"])
 def test_an_override_that_cannot_be_read_is_refused(text):
     with pytest.raises(ConfigError, match="--set"):

@@ -142,6 +142,20 @@ def test_pieces_lead_to_exactly_the_rows_of_the_shard(write, keys, cut, pairs):
         assert found == list(range(shard.start, shard.stop))
 
 
+def test_a_limit_leaves_the_rest_of_the_input_unread(write):
+    source = write([f"q{n // 5}" for n in range(100)], files=2, group_rows=10)
+    read = []
+
+    def runs():
+        for group in source.row_groups:
+            read.append(group.index)
+            yield plan.find_runs(source, group)
+
+    made = plan.make_plan(source, runs(), 1.0, 1, limit=3)
+    assert made.bounds[-1] == 15
+    assert len(read) < len(source.row_groups) / 2
+
+
 @writes_files
 @given(keys=grouped_keys(), cut=CUTS, limit=st.integers(1, 15))
 def test_a_limit_takes_the_first_lists(write, keys, cut, limit):

@@ -41,8 +41,8 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {"models.torch_encoder", "demo.judge"}  # demo.judge: run by hand, to train the demo's model
-TRANSFORMERS = TORCH
+TORCH = {"models.classifiers", "models.torch_encoder"}
+TRANSFORMERS = TORCH - {"models.torch_encoder"}
 
 
 def name_of(path):

@@ -27,6 +27,15 @@ from rankmill.errors import ConfigError
 
 CONTRACT_VERSION = 1
 
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as in version 1.2."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+)
+
 S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -230,7 +239,7 @@ def parse_override(text: str) -> tuple[str, Setting]:
             f"--set expects a.b=value, found {text!r}.", "For example: --set output.top_k=20"
         )
     try:
-        return key.strip(), yaml.safe_load(raw)
+        return key.strip(), yaml.load(raw, _Yaml)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise ConfigError(
             f"The value of --set {key} is not valid YAML{_yaml_problem(error)}."
@@ -239,7 +248,7 @@ def parse_override(text: str) -> tuple[str, Setting]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except FileNotFoundError:
         raise ConfigError(
             f"There is no configuration file {path}.", "Give the path of a YAML file."

@@ -7,7 +7,7 @@ A shard is a run of whole candidate lists, consecutive in the input. The planner
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -172,29 +172,42 @@ def make_plan(
 ) -> Plan:
     """Cut the input into shards.
 
-    runs: one item a row group, in order. operations_per_token: floating-point operations of the
-    model for a token; with max_length (tokens a pair) it turns bytes into work.
+    runs: one item a row group, in order; no more are taken than `limit` queries need.
+    operations_per_token: floating-point operations of the model for a token; with max_length
+    (tokens a pair) it turns bytes into work.
 
     Raises `InputError` when a query's rows lie apart.
     """
-    runs = list(runs)
-    keys, starts = _global_runs(source.row_groups, runs)
-    text_bytes = [g.text_bytes + run.repeated_bytes for g, run in zip(source.row_groups, runs)]
+    found = list(_until(runs, limit))
+    groups = source.row_groups[: len(found)]
+    keys, starts = _global_runs(groups, found)
+    text_bytes = [group.text_bytes + run.repeated_bytes for group, run in zip(groups, found)]
     _refuse_apart(source, keys, starts)
-    total = sum(group.rows for group in source.row_groups)
+    total = sum(group.rows for group in groups)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    work = _Work(source.row_groups, text_bytes, operations_per_token, max_length)
+    work = _Work(groups, text_bytes, operations_per_token, max_length)
     borders = np.append(starts, total)
     bounds, queries = _cut(borders, work)
     end = bounds[-1:]
     return Plan(
-        groups=source.row_groups,
+        groups=groups,
         bounds=bounds,
         queries=queries,
         pairs=int(work.pairs_before(end)[0].round()),
         tokens=int(work.tokens_before(end)[0].round()),
     )
+
+
+def _until(runs: Iterable[QueryRuns], limit: int | None) -> Iterator[QueryRuns]:
+    """The row groups that hold the first `limit` queries, and what shows where the last ends."""
+    queries = 0
+    for run in runs:
+        yield run
+        # A list may go on from one group to the next, so a group's runs may be one fewer.
+        queries += max(len(run.key) - 1, 0)
+        if limit is not None and queries > limit:
+            return
 
 
 def _global_runs(

@@ -14,9 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
 from rankmill.models import ScorerModel, presets
+from rankmill.models.architectures import Architecture, architecture_of, refuse_broken
 from rankmill.profile import Profile
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
@@ -30,21 +33,6 @@ _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 EMBEDDED_NAME = "demo"
 EMBEDDED = Path(__file__).parent.parent / "demo" / "model"
-
-# model_type in config.json -> its gate: how many matrices of hidden x intermediate a layer's
-# feed-forward block has (two; three where it is gated).
-ARCHITECTURES = {"bert": 2, "xlm-roberta": 2, "deberta-v2": 2, "modernbert": 3}
-# The vocabulary of each kind's own tokenizer, for folders without tokenizer.json. transformers
-# makes an empty tokenizer where both are missing: every word would be unknown.
-_VOCABULARY = {
-    "bert": "vocab.txt",
-    "xlm-roberta": "sentencepiece.bpe.model",
-    "deberta-v2": "spm.model",
-}
-# What lengths and the amount of work are computed from.
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
-# Position tables that start after the padding index lose two places (fairseq's layout).
-_OFFSET_POSITIONS = {"xlm-roberta": 2}
 
 
 @dataclass(frozen=True)
@@ -68,22 +56,19 @@ class FolderModel:
         return values
 
     @property
-    def architecture(self) -> str:
-        """The `model_type` of config.json."""
-        return str(self.settings["model_type"])
+    def architecture(self) -> Architecture:
+        """Found in config.json."""
+        return architecture_of(self.name, self.settings)
 
     @property
     def operations_per_token(self) -> float:
-        """Two operations a weight: four attention matrices and the feed-forward block's."""
-        c = self.settings
-        hidden, inner = c["hidden_size"], c["intermediate_size"]
-        weights = 4 * hidden * hidden + ARCHITECTURES[self.architecture] * hidden * inner
-        return 2.0 * c["num_hidden_layers"] * weights
+        """Floating-point operations of the encoder for one token."""
+        return self.architecture.operations_per_token(self.settings)
 
     def max_length(self, wanted: int) -> int:
         """`wanted`, or the model's own limit where that is lower."""
         positions = int(self.settings["max_position_embeddings"])
-        return min(wanted, positions - _OFFSET_POSITIONS.get(self.architecture, 0))
+        return min(wanted, positions - self.architecture.unused_positions)
 
     def path(self) -> Path:
         """The folder on this node. Raises `ModelError` when it is not there."""
@@ -104,10 +89,9 @@ class FolderModel:
 
     def check(self, rules: PairRules) -> None:
         """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
-        from rankmill.models import torch_encoder
+        from rankmill.models import classifiers
 
-        folder = self.path()
-        torch_encoder.check_keys(folder, weight_files(self.name, folder))
+        classifiers.check(self.path())
         self.tokenizer(rules).verify()
 
     def tokenizer(self, rules: PairRules) -> PairTokenizer:
@@ -134,7 +118,7 @@ class FolderModel:
             "name": self.name,
             "revision": self.revision,
             "digest": self.digest,
-            "architecture": self.architecture,
+            "architecture": self.architecture.name,
             "license": self.license,
         }
 
@@ -193,10 +177,10 @@ def _described(
             f"{config_file} must hold a JSON object, found a {type(settings).__name__}.",
             "Give a folder written by save_pretrained.",
         )
-    _refuse_foreign(name, settings)
-    _refuse_broken(config_file, settings)
+    found = architecture_of(name, settings)
+    refuse_broken(config_file, settings)
     weight_files(name, files)
-    vocabulary = ["tokenizer.json", *filter(None, [_VOCABULARY.get(settings["model_type"])])]
+    vocabulary = ["tokenizer.json", *filter(None, [found.vocabulary])]
     if not any((files / file).is_file() for file in vocabulary):
         raise ModelError(
             f"The model {name} has no tokenizer: no {' or '.join(vocabulary)} in {files}.",
@@ -211,7 +195,7 @@ def weight_files(name: str, files: Path) -> list[Path]:
     Raises `ModelError` when there are none, or when one that the index names is missing.
     """
     if (files / _WEIGHTS).is_file():
-        return [files / _WEIGHTS]
+        return [_readable(files / _WEIGHTS)]
     index = files / _WEIGHTS_INDEX
     if not index.is_file():
         others = sorted(p.name for p in files.iterdir() if p.suffix in (".safetensors", *_PICKLED))
@@ -233,41 +217,17 @@ def weight_files(name: str, files: Path) -> list[Path]:
             f"{index} names {', '.join(missing) or 'no file'}, which is not in the folder.",
             "Fetch the model again.",
         )
-    return [files / n for n in named]
+    return [_readable(files / n) for n in named]
 
 
-def _refuse_foreign(name: str, settings: dict[str, Any]) -> None:
-    if settings.get("auto_map"):
+def _readable(file: Path) -> Path:
+    try:
+        with safe_open(str(file), framework="numpy"):
+            return file
+    except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"The config of {name} asks for code from its repository (auto_map).",
-            "rankmill never runs it. Use a checkpoint of a class that transformers has.",
-        )
-    architecture = str(settings.get("model_type"))
-    if settings.get("position_embedding_type") == "alibi":
-        architecture = "jina-bert (ALiBi)"
-    if architecture not in ARCHITECTURES:
-        raise ModelError(
-            f"The model {name} is of the architecture {architecture}, not supported in this "
-            "version.",
-            f"Supported: {', '.join(ARCHITECTURES)}.",
-        )
-    classes = settings.get("architectures") or []
-    if classes and not any(str(c).endswith("ForSequenceClassification") for c in classes):
-        raise ModelError(
-            f"The model {name} is a {classes[0]}, not a sequence classifier: it has no scoring "
-            "head.",
-            "Give a cross-encoder (…ForSequenceClassification with one label).",
-        )
-
-
-def _refuse_broken(config_file: Path, settings: dict[str, Any]) -> None:
-    for key in _SIZES:
-        value = settings.get(key)
-        if type(value) is not int or value < 1:
-            raise ModelError(
-                f"{config_file}: {key} must be a whole number above 0, found {value!r}.",
-                "Give a folder written by save_pretrained.",
-            )
+            f"{file} is not a readable safetensors file: {error}.", "Fetch the model again."
+        ) from None
 
 
 def digest_of(folder: Path) -> str:
