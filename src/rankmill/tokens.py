@@ -26,11 +26,13 @@ _QUERY_SHARE = (3, 4)
 class TokenizedTexts:
     """Token ids of distinct texts, without special tokens.
 
-    ids: int32, all texts' ids one after another; starts: int64 [texts + 1].
+    ids: int32, all texts' ids one after another; starts: int64 [texts + 1]. segments: int32, the
+    segment id of each token where the template does not give it (see `own_pairs`).
     """
 
     ids: Int32
     starts: npt.NDArray[np.int64]
+    segments: Int32 | None = None
 
     @property
     def lengths(self) -> Int32:
@@ -71,7 +73,10 @@ class TokenizedPairs:
 
 @dataclass(frozen=True)
 class Template:
-    """The special tokens of a pair: before, between and after, and each part's segment id."""
+    """The special tokens of a pair: before, between and after, and each part's segment id.
+
+    keep_end: texts are cut on the left. odd_to_query: see `kept_tokens`.
+    """
 
     before: tuple[int, ...]
     between: tuple[int, ...]
@@ -80,6 +85,7 @@ class Template:
     has_segments: bool
     pad_id: int
     keep_end: bool
+    odd_to_query: bool = False
 
     @property
     def special(self) -> int:
@@ -105,24 +111,31 @@ class PairRules:
     max_query_tokens: int | None = None
 
 
+def query_share(rules: PairRules, special: int) -> int:
+    """How many tokens stay of a query that alone fills the length, when it has no cap."""
+    share, of = _QUERY_SHARE
+    return min(rules.max_length * share // of, rules.max_length - special)
+
+
 def kept_tokens(
-    query: Int32, document: Int32, rules: PairRules, special: int
+    query: Int32, document: Int32, rules: PairRules, special: int, odd_to_query: bool = False
 ) -> tuple[Int32, Int32]:
     """How many tokens of each text stay. All arrays int32 [pairs].
 
     `document`: the query is capped first, then the document takes what is left. Without a cap
     this is the tokenizer's `only_second`, as long as the query leaves the document any room.
     `longest_first`: the rule of the tokenizers library: the longer text is cut
-    down to what the shorter leaves; when both are too long, each takes half.
+    down to what the shorter leaves; when both are too long, each takes half. Of an odd number of
+    places the longer text then has the last, or with `odd_to_query` the query, as in
+    transformers' Python tokenizers (`truncate_sequences`).
     """
     room = rules.max_length - special
     if rules.truncation == "document":
         if rules.max_query_tokens is not None:
             kept_query = np.minimum(query, min(rules.max_query_tokens, room))
         else:
-            share, of = _QUERY_SHARE
             fits = (query < room) | (query + document <= room)
-            kept_query = np.where(fits, query, min(rules.max_length * share // of, room))
+            kept_query = np.where(fits, query, query_share(rules, special))
         kept_document = np.minimum(document, room - kept_query)
         return kept_query.astype(np.int32), kept_document.astype(np.int32)
     if rules.max_query_tokens is not None:
@@ -133,7 +146,7 @@ def kept_tokens(
     kept_short = np.where(too_long, room // 2, short)
     kept_long = np.where(too_long, room // 2 + room % 2, kept_long)
     fits = query + document <= room
-    query_is_long = query > document
+    query_is_long = (query > document) | (odd_to_query & too_long)
     kept_query = np.where(fits, query, np.where(query_is_long, kept_long, kept_short))
     kept_document = np.where(fits, document, np.where(query_is_long, kept_short, kept_long))
     return kept_query.astype(np.int32), kept_document.astype(np.int32)
@@ -173,9 +186,12 @@ def assemble(
             tail,
         ]
         ids[row, : lengths[row]] = np.concatenate(parts)
-        if segments is not None:
+        if segments is not None and texts.segments is None:
             sizes = [len(part) for part in parts]
             segments[row, : lengths[row]] = np.repeat(template.segments, sizes)
+        elif segments is not None and texts.segments is not None:
+            start = int(texts.starts[pairs.query[pair]])
+            segments[row, : lengths[row]] = texts.segments[start : start + int(lengths[row])]
     mask = None
     if int(lengths.min(initial=longest)) < longest:
         mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
