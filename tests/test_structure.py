@@ -24,6 +24,10 @@ LAYERS = [
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
     ["windows"],
+    # A model's tokenizer; transformers is imported late.
+    ["encoding", "tokenizer_files"],
+    ["template"],
+    ["own_pairs"],
     ["tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],

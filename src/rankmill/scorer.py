@@ -149,9 +149,7 @@ class Scorer:
             numbers += [texts.setdefault(text, len(texts)) for text in pair]
         number = np.array(numbers, np.int32).reshape(-1, 2)
         distinct, inverse = np.unique(number, axis=0, return_inverse=True)
-        tokenized = self.tokenizer.pairs(
-            self.tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
-        )
+        tokenized = self.tokenizer.tokenize(list(texts), distinct[:, 0], distinct[:, 1])
         scored = score_pairs(
             self.model, tokenized, self.tokenizer.rules, self.tokenizer.template, self.profile
         )

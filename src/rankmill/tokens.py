@@ -30,11 +30,13 @@ _QUERY_SHARE = (3, 4)
 class TokenizedTexts:
     """Token ids of distinct texts, without special tokens.
 
-    ids: int32, all texts' ids one after another; starts: int64 [texts + 1].
+    ids: int32, all texts' ids one after another; starts: int64 [texts + 1]. segments: int32, the
+    segment id of each token where the template does not give it (see `own_pairs`).
     """
 
     ids: Int32
     starts: npt.NDArray[np.int64]
+    segments: Int32 | None = None
 
     @property
     def lengths(self) -> Int32:
@@ -71,7 +73,10 @@ class TokenizedPairs:
 
 @dataclass(frozen=True)
 class Template:
-    """The special tokens of a pair: before, between and after, and each part's segment id."""
+    """The special tokens of a pair: before, between and after, and each part's segment id.
+
+    keep_end: texts are cut on the left. odd_to_query: see `kept_tokens`.
+    """
 
     before: tuple[int, ...]
     between: tuple[int, ...]
@@ -80,6 +85,7 @@ class Template:
     has_segments: bool
     pad_id: int
     keep_end: bool
+    odd_to_query: bool = False
 
     @property
     def special(self) -> int:
@@ -125,8 +131,14 @@ class PairRules:
         )
 
 
+def query_share(rules: PairRules, special: int) -> int:
+    """How many tokens stay of a query that alone fills the length, when it has no cap."""
+    share, of = _QUERY_SHARE
+    return min(rules.max_length * share // of, rules.max_length - special)
+
+
 def kept_tokens(
-    query: Int32, document: Int32, rules: PairRules, special: int
+    query: Int32, document: Int32, rules: PairRules, special: int, odd_to_query: bool = False
 ) -> tuple[Int32, Int32]:
     """How many tokens of each text count. All arrays int32 [pairs].
 
@@ -134,7 +146,9 @@ def kept_tokens(
     length, or with `overflow: windows` stays, too. Without caps the former is the tokenizer's
     `only_second`, as long as the query leaves the document any room.
     `longest_first`: the rule of the tokenizers library: the longer text is cut
-    down to what the shorter leaves; when both are too long, each takes half.
+    down to what the shorter leaves; when both are too long, each takes half. Of an odd number of
+    places the longer text then has the last, or with `odd_to_query` the query, as in
+    transformers' Python tokenizers (`truncate_sequences`).
     """
     room = rules.max_length - special
     if rules.max_document_tokens is not None:
@@ -143,9 +157,8 @@ def kept_tokens(
         if rules.max_query_tokens is not None:
             kept_query = np.minimum(query, min(rules.max_query_tokens, room))
         else:
-            share, of = _QUERY_SHARE
             fits = (query < room) | (query + document <= room)
-            kept_query = np.where(fits, query, min(rules.max_length * share // of, room))
+            kept_query = np.where(fits, query, query_share(rules, special))
         left = room - kept_query
         # Windows without room for a token could never cover a document.
         most = np.where(left > 0, document, 0) if rules.overflow == "windows" else left
@@ -158,7 +171,7 @@ def kept_tokens(
     kept_short = np.where(too_long, room // 2, short)
     kept_long = np.where(too_long, room // 2 + room % 2, kept_long)
     fits = query + document <= room
-    query_is_long = query > document
+    query_is_long = (query > document) | (odd_to_query & too_long)
     kept_query = np.where(fits, query, np.where(query_is_long, kept_long, kept_short))
     kept_document = np.where(fits, document, np.where(query_is_long, kept_short, kept_long))
     return kept_query.astype(np.int32), kept_document.astype(np.int32)

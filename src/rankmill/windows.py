@@ -104,7 +104,10 @@ def assemble(
             after,
         ]
         ids[row, : lengths[row]] = np.concatenate(parts)
-        if segments is not None:
+        if segments is not None and texts.segments is not None:
+            start = int(texts.starts[pairs.query[pair]])
+            segments[row, : lengths[row]] = texts.segments[start : start + int(lengths[row])]
+        elif segments is not None:
             sizes = [len(part) for part in parts]
             segments[row, : lengths[row]] = np.repeat(template.segments, sizes)
     mask = None
