@@ -25,7 +25,8 @@ LAYERS = [
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
     ["windows"],
     # A model's tokenizer; transformers is imported late.
-    ["encoding", "tokenizer_files"],
+    ["encoding"],
+    ["tokenizer_files"],
     ["template"],
     ["own_pairs"],
     ["tokenizer"],

@@ -28,7 +28,7 @@ from rankmill.scorer import score_pairs
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules, TokenBatch, TokenizedPairs, TokenizedTexts, kept_tokens
 from rankmill.windows import Windows, assemble, cut, pool
-from reference import Reference
+from reference import WindowReference
 
 KINDS = {
     "wordpiece": tiny_models.wordpiece,
@@ -257,7 +257,7 @@ def scorer(tiny_model) -> Scorer:
 @pytest.mark.parametrize("how", ["max", "mean"])
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "modernbert-mean", "deberta-v2"])
 def test_scores_are_those_of_transformers_on_each_window_alone(tiny_model, kind, how):
-    reference = Reference(tiny_model(kind), LENGTH, STRIDE)
+    reference = WindowReference(tiny_model(kind), LENGTH, STRIDE)
     assert max(len(reference.windows(*pair)) for pair in PAIRS) > 8
     found = exact(tiny_model(kind), window_pool=how).score(PAIRS)
     assert_close(found, reference.score(PAIRS, how))
@@ -315,9 +315,9 @@ def test_windows_are_batched_under_the_budget_and_counted(scorer):
 
 @pytest.mark.slow
 def test_a_model_of_8192_tokens_scores_pairs_of_that_length(tmp_path):
-    folder = str(tiny_models.modernbert(tmp_path / "long", positions=8192))
+    folder = str(tiny_models.modernbert(tmp_path / "long", max_position_embeddings=8192))
     pair = (QUERY, "shear flow past a flat plate " * 930)
-    reference = Reference(folder, 8192, 128)
+    reference = WindowReference(folder, 8192, 128)
     first, second = reference.windows(*pair)
     assert abs(first - second) > 0.1
     windows = exact(folder, max_length=8192, window_stride=128, window_pool="mean")
@@ -427,7 +427,7 @@ def short(table: pa.Table) -> list[dict[str, object]]:
 def test_a_job_scores_every_window_and_drops_nothing(done, candidates, tiny_model):
     table = pq.read_table(str(done.output))
     rows = short(table)
-    reference = Reference(tiny_model("bert"), LENGTH, STRIDE)
+    reference = WindowReference(tiny_model("bert"), LENGTH, STRIDE)
     expected = reference.score([(row["query"], row["document"]) for row in rows], "mean")
     assert len(rows) == 20
     assert_close(np.array([row["rerank_score"] for row in rows]), expected)
@@ -510,7 +510,7 @@ def test_a_dataset_is_scored_by_windows(candidates, tiny_model, ray_cluster):
     assert len(rows) == 24
     assert_close(np.array([row["rerank_score"] for row in rows]), expected)
     fits = [row for row in rows if row["query_id"] != "q5" and row["rerank_tokens_dropped"] == 0]
-    reference = Reference(tiny_model("bert"), LENGTH, STRIDE)
+    reference = WindowReference(tiny_model("bert"), LENGTH, STRIDE)
     pairs = [(row["query"], row["document"]) for row in fits]
     assert_close(np.array([row["rerank_score"] for row in fits]), reference.score(pairs, "max"))
     assert max(len(reference.windows(*pair)) for pair in pairs) > 2
