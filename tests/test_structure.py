@@ -23,7 +23,8 @@ LAYERS = [
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["tokenizer"],
+    ["prompts", "tokenizer"],
+    ["prompt_tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],
     ["output", "stages"],
@@ -42,6 +43,7 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
 TORCH = {
+    "models.causal_lm",
     "models.classifiers",
     "models.torch_encoder",
     "demo.judge",

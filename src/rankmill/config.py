@@ -38,13 +38,18 @@ class _Section(BaseModel):
 
 
 class ColumnNames(_Section):
-    """Which input columns hold what; `document` may be several, joined with one space."""
+    """Which input columns hold what; `document` may be several, joined with one space.
+
+    `instruction`: what a causal reranker is told beside each query; where a row's is null or
+    empty, `model.instruction` or the model's usual one.
+    """
 
     query_id: Name | None = "query_id"
     query: Name = "query"
     doc_id: Name | None = "doc_id"
     document: Name | Annotated[list[Name], Field(min_length=1)] = "document"
     candidates: Name = "candidates"
+    instruction: Name | None = None
 
     @property
     def document_parts(self) -> list[str]:
@@ -88,7 +93,11 @@ class WindowConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The cross-encoder and how pairs are cut to its length."""
+    """The cross-encoder and how pairs are cut to its length.
+
+    instruction, prompt: causal rerankers only; what they are told beside each query, and the name
+    of the prompt that they were trained with (`auto`: a preset's, or sentence-transformers' files).
+    """
 
     name: Name
     revision: Name | None = None
@@ -99,14 +108,13 @@ class ModelConfig(_Section):
     truncation: Literal["document", "longest_first"] = "document"
     overflow: Literal["truncate", "windows"] = "truncate"
     window: WindowConfig = WindowConfig()
-    instruction: str | None = None
+    instruction: Name | None = None
+    prompt: Name = "auto"
 
     @model_validator(mode="after")
     def _in_this_version(self) -> Self:
         if self.overflow != "truncate":
             raise ValueError("overflow: windows is not in this version; use truncate")
-        if self.instruction is not None:
-            raise ValueError("instruction needs a causal-LM reranker, not in this version")
         if self.max_query_tokens is not None and self.max_query_tokens >= self.max_length:
             raise ValueError(
                 f"max_query_tokens ({self.max_query_tokens}) must be below "

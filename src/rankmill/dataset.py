@@ -23,7 +23,7 @@ from rankmill.config import (
 )
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
-from rankmill.models import Description
+from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
 from rankmill.profile import Device, Precision, make_profile, probe
@@ -63,6 +63,8 @@ def rerank_dataset(
     max_length: int = 512,
     max_query_tokens: int | None = None,
     truncation: Truncation = "document",
+    instruction: str | None = None,
+    prompt: str = "auto",
     workers: Literal["auto"] | int = "auto",
     column_prefix: str = "rerank_",
 ) -> Dataset:
@@ -70,7 +72,8 @@ def rerank_dataset(
 
     Adds `rerank_score` and `rerank_sigmoid` float32, `rerank_rank` int32 from 1 within each
     query, `rerank_tokens_dropped` int32 and `rerank_error` string (why a row has no score; such
-    a row has no rank either). `columns` maps names as `input.columns` does.
+    a row has no rank either). `columns` maps names as `input.columns` does; instruction and
+    prompt are for causal rerankers, as in the configuration's `model` section.
 
     Rows are grouped by query with a shuffle, so their order is Ray's and there is no plan, no
     commit and no resume: use `rerank` for a job.
@@ -85,6 +88,8 @@ def rerank_dataset(
         "max_length": max_length,
         "max_query_tokens": max_query_tokens,
         "truncation": truncation,
+        "instruction": instruction,
+        "prompt": prompt,
     }
     config = read_section(ModelConfig, asked)
     compute = read_section(ComputeConfig, {"device": device, "workers": workers})
@@ -93,6 +98,7 @@ def rerank_dataset(
     if known is not None and isinstance(known.base_schema, pa.Schema):
         _check_columns(known.base_schema, names, column_prefix)
     description = describe(config)
+    refuse_instructions(description, names.instruction)
     length = description.max_length(max_length)
     description.check(PairRules(length, truncation, max_query_tokens))
     found = pipeline.capacity()
@@ -114,7 +120,8 @@ def _check_columns(found: pa.Schema, columns: ColumnNames, prefix: str) -> None:
             f"The Dataset already has the column {', '.join(clash)}.",
             "Give another column_prefix, or drop the column.",
         )
-    wanted = dict.fromkeys((columns.query, *columns.document_parts), schema.is_text)
+    texts = (columns.query, *columns.document_parts, columns.instruction)
+    wanted = dict.fromkeys(filter(None, texts), schema.is_text)
     if columns.query_id is not None:
         wanted[columns.query_id] = schema.is_id
     for name, fits in wanted.items():

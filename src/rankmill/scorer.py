@@ -66,8 +66,10 @@ class Scorer:
         scorer = Scorer("demo")
         scores = scorer.score([("query", "document"), ...])
 
+    instruction, prompt: for causal rerankers, as in the configuration's `model` section.
+
     Raises `ModelError` when the model cannot be used and `ConfigError` for a device or precision
-    that is not there.
+    that is not there, or an instruction that the model does not take.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Scorer:
         max_length: int = 512,
         max_query_tokens: int | None = None,
         truncation: Truncation = "document",
+        instruction: str | None = None,
+        prompt: str = "auto",
         threads: int | None = None,
     ) -> None:
         asked = {
@@ -89,6 +93,8 @@ class Scorer:
             "max_length": max_length,
             "max_query_tokens": max_query_tokens,
             "truncation": truncation,
+            "instruction": instruction,
+            "prompt": prompt,
         }
         config = read_section(ModelConfig, asked)
         read_section(ComputeConfig, {"device": device})
@@ -114,19 +120,28 @@ class Scorer:
         A score that the model cannot compute is NaN. Raises `InputError` for what is not a pair
         of texts.
         """
-        texts: dict[str, int] = {}
-        numbers: list[int] = []
+        queries: dict[str, int] = {}
+        documents: dict[str, int] = {}
+        numbers: list[tuple[int, int]] = []
         for place, pair in enumerate(pairs):
             if not _is_pair(pair):
                 raise InputError(
                     f"Pair {place} is not a query and a document, each a string of valid Unicode.",
                     'Give [("query", "document"), ...].',
                 )
-            numbers += [texts.setdefault(text, len(texts)) for text in pair]
+            query, document = pair
+            numbers.append(
+                (
+                    queries.setdefault(query, len(queries)),
+                    documents.setdefault(document, len(documents)),
+                )
+            )
         number = np.array(numbers, np.int32).reshape(-1, 2)
         distinct, inverse = np.unique(number, axis=0, return_inverse=True)
+        texts = [*map(self.tokenizer.query_text, queries)]
+        texts += map(self.tokenizer.document_text, documents)
         tokenized = self.tokenizer.pairs(
-            self.tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
+            self.tokenizer.encode(texts), distinct[:, 0], distinct[:, 1] + np.int32(len(queries))
         )
         scored = score_pairs(self.model, tokenized, self.tokenizer.template, self.profile)
         return scored.scores[inverse.reshape(-1)]

@@ -56,38 +56,19 @@ class PairTokenizer:
     @classmethod
     def load(cls, folder: str | Path, rules: PairRules) -> PairTokenizer:
         """Load from a local folder. Raises `ModelError` when there is no usable tokenizer."""
-        from transformers import AutoTokenizer
+        return cls(load_tokenizer(folder), rules)
 
-        remedy = "The folder needs tokenizer.json, or the vocabulary files of its tokenizer."
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise ModelError(
-                f"The tokenizer in {folder} cannot be loaded: {error}.", remedy
-            ) from error
-        # Without its files transformers makes one that knows special tokens only.
-        files = tokenizer.vocab_files_names.values()
-        if not any(Path(folder, name).is_file() for name in files):
-            raise ModelError(f"{folder} has no tokenizer ({' or '.join(files)}).", remedy)
-        return cls(tokenizer, rules)
+    def query_text(self, query: str, instruction: str | None = None) -> str:
+        """A query as the model reads it: as it is. Cross-encoders take no instruction."""
+        return query
+
+    def document_text(self, document: str) -> str:
+        """A document as the model reads it: as it is."""
+        return document
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize texts without special tokens and without cutting."""
-        ids: list[Int32] = []
-        for start in range(0, len(texts), _ENCODE_TEXTS):
-            chunk = list(texts[start : start + _ENCODE_TEXTS])
-            encoded = self._tokenizer(
-                chunk,
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )
-            ids += [np.array(one, np.int32) for one in encoded["input_ids"]]
-        starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])]).astype(np.int64)
-        return TokenizedTexts(np.concatenate([np.empty(0, np.int32), *ids]), starts)
+        return encode_texts(self._tokenizer, texts)
 
     def pairs(self, texts: TokenizedTexts, query: Int32, document: Int32) -> TokenizedPairs:
         """Cut pairs, given as int32 [pairs] indices into `texts`, to length."""
@@ -130,6 +111,41 @@ class PairTokenizer:
                     f"(probe {row}, {strategy}, limit {limit}).",
                     "This tokenizer is not supported in this version.",
                 )
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local folder. Raises `ModelError` when there is no usable one."""
+    from transformers import AutoTokenizer
+
+    remedy = "The folder needs tokenizer.json, or the vocabulary files of its tokenizer."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}.", remedy) from error
+    # Without its files transformers makes one that knows special tokens only.
+    files = tokenizer.vocab_files_names.values()
+    if not any(Path(folder, name).is_file() for name in files):
+        raise ModelError(f"{folder} has no tokenizer ({' or '.join(files)}).", remedy)
+    return tokenizer
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> TokenizedTexts:
+    """Tokenize texts without special tokens and without cutting."""
+    ids: list[Int32] = []
+    for start in range(0, len(texts), _ENCODE_TEXTS):
+        chunk = list(texts[start : start + _ENCODE_TEXTS])
+        encoded = tokenizer(
+            chunk,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids += [np.array(one, np.int32) for one in encoded["input_ids"]]
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])]).astype(np.int64)
+    return TokenizedTexts(np.concatenate([np.empty(0, np.int32), *ids]), starts)
 
 
 def probe_template(tokenizer: PreTrainedTokenizerBase) -> Template:

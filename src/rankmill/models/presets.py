@@ -1,8 +1,9 @@
 """The models that rankmill knows by name: shapes, lengths, licences and published figures.
 
 The data is `presets.yaml` beside this file. A preset never changes how a model is scored (that is
-read from the model's own configuration and tokenizer); it tells users what they can choose, and
-refuses early what cannot work.
+read from the model's own configuration and tokenizer), but for the prompt of a causal language
+model, which its files need not hold; it tells users what they can choose, and refuses early what
+cannot work.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Preset(_Frozen):
     `truncation` is the policy of the authors' own code: `longest_first` is what transformers does
     under `truncation=True`. `score` says what the raw score is; `authors_activation` what the
     authors' code applies to it before it prints a score (None: not known for certain).
+    `prompt` names the prompt of a causal language model (prompts.yaml).
     `inferred` names the fields that were concluded from the model's family.
     """
 
@@ -59,6 +61,7 @@ class Preset(_Frozen):
     truncation: Literal["document", "longest_first"] | None = "longest_first"
     score: str = "logit of the single label"
     authors_activation: Literal["none", "sigmoid"] | None
+    prompt: str | None = None
     supported: bool = True
     reason: str | None = None
     inferred: tuple[str, ...] = ()
