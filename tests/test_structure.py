@@ -33,7 +33,7 @@ LAYERS = [
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["progress"],
-    ["dataset", "evaluate", "job", "status"],
+    ["dataset", "evaluate", "job", "status", "verify"],
     ["demo"],
     ["console"],
     ["__init__", "cli"],
@@ -43,10 +43,11 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 RAY = {"read", "commit", "pipeline"}
 TORCH = {
     "models.classifiers",
+    "models.lora",
     "models.torch_encoder",
     "demo.judge",
 }  # demo.judge: run by hand, to train the demo's model
-TRANSFORMERS = TORCH - {"models.torch_encoder"}
+TRANSFORMERS = TORCH - {"models.lora", "models.torch_encoder"}
 
 
 def name_of(path):
@@ -160,10 +161,13 @@ def test_jobs_are_thin():
 def test_the_public_names():
     assert set(rankmill.__all__) == {
         "Evaluation",
+        "Profile",
         "RankmillError",
         "RunConfig",
         "RunResult",
         "Scorer",
+        "ScorerModel",
+        "TokenBatch",
         "evaluate",
         "load_config",
         "rerank",

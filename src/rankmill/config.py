@@ -29,6 +29,7 @@ CONTRACT_VERSION = 1
 
 S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
+ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -92,6 +93,9 @@ class ModelConfig(_Section):
 
     name: Name
     revision: Name | None = None
+    scorer: ImportPath | None = Field(
+        None, description="a class of one's own, module:Class, that scores the model's folder"
+    )
     backend: Literal["auto", "torch"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_length: PositiveInt = 512
@@ -107,6 +111,8 @@ class ModelConfig(_Section):
             raise ValueError("overflow: windows is not in this version; use truncate")
         if self.instruction is not None:
             raise ValueError("instruction needs a causal-LM reranker, not in this version")
+        if self.scorer is not None and self.backend != "auto":
+            raise ValueError("scorer is a backend of its own; leave backend at auto")
         if self.max_query_tokens is not None and self.max_query_tokens >= self.max_length:
             raise ValueError(
                 f"max_query_tokens ({self.max_query_tokens}) must be below "
@@ -173,13 +179,14 @@ class RunConfig(_Section):
         """The settings that change what is computed or written, as plain JSON values.
 
         Input files, the model's digest and the profile are the rest of a run's identity; paths
-        of the output, the cluster's size and the report are not part of it.
+        of the output, the cluster's size and the report are not part of it. The digest stands for
+        the model's name and for the scorer's.
         """
         return {
             "input": self.input.model_dump(mode="json", exclude={"path"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
             "model": self.model.model_dump(
-                mode="json", exclude={"name", "revision", "backend", "precision"}
+                mode="json", exclude={"name", "revision", "scorer", "backend", "precision"}
             ),
         }
 

@@ -66,6 +66,9 @@ class Scorer:
         scorer = Scorer("demo")
         scores = scorer.score([("query", "document"), ...])
 
+    `scorer` names a class of your own (`"module:Class"`, see `ScorerModel`) that scores the
+    model's folder.
+
     Raises `ModelError` when the model cannot be used and `ConfigError` for a device or precision
     that is not there.
     """
@@ -75,6 +78,7 @@ class Scorer:
         model: str,
         *,
         revision: str | None = None,
+        scorer: str | None = None,
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         precision: Literal["auto"] | Precision = "auto",
         max_length: int = 512,
@@ -85,6 +89,7 @@ class Scorer:
         asked = {
             "name": model,
             "revision": revision,
+            "scorer": scorer,
             "precision": precision,
             "max_length": max_length,
             "max_query_tokens": max_query_tokens,

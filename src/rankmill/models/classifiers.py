@@ -8,7 +8,7 @@ collapses scores into ties (75 distinct values for 96 pairs against 96).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import logging
 
 from rankmill.errors import ModelError
+
+# The weights whose rows are the labels.
+_LAST_LAYERS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
+# Where language models keep the weights that predict tokens. No classifier uses them.
+_LANGUAGE_HEADS = ("cls.", "lm_head.", "decoder.", "lm_predictions.", "mask_predictions.")
+_CHECK_CONFIG = "Check that config.json belongs to them."
+_CHECK_ADAPTER = "An adapter brings those that were in its modules_to_save when it was trained."
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,39 @@ def check(folder: Path) -> None:
     _from_folder(folder, device_map={"": "meta"})
 
 
-def _from_folder(folder: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - theirs
-    config = _config(folder)
+def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A checkpoint in float32 with some weights from elsewhere, by their names in the class.
+
+    They take the place of its own, and of what it lacks: the checkpoint may be that of a language
+    model, without a classifier.
+
+    Raises `ModelError` naming keys that neither has, and given ones without a place in the class.
+    """
+    model = _from_folder(folder, given)
+    places = model.state_dict()
+    stray = sorted(k for k in given if k not in places or places[k].shape != given[k].shape)
+    if stray:
+        raise ModelError(
+            f"{type(model).__name__} of {folder} has no place for {len(stray)} weights that are "
+            f"to complete it: {_some(stray)}.",
+            "Check that they were trained with this base.",
+        )
+    model.load_state_dict(given, strict=False)
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and safetensors."""
+    with _without_noise():
+        model.save_pretrained(folder)
+
+
+def _from_folder(
+    folder: Path,
+    given: Mapping[str, torch.Tensor] | None = None,
+    **options: Any,  # noqa: ANN401 - theirs
+) -> PreTrainedModel:
+    config = _config(folder, given)
     try:
         with _without_noise():
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -132,40 +170,53 @@ def _from_folder(folder: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN4
             )
     except Exception as error:  # each class checks its config, and safetensors its file, its way
         raise _unusable(folder, error) from error
+    unused = () if given is None else _LANGUAGE_HEADS
     _refuse_difference(
         folder,
-        missing=sorted(info["missing_keys"]),
-        unexpected=sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids")),
-        reshaped=sorted(str(key[0]) for key in info["mismatched_keys"]),
+        missing=sorted(set(info["missing_keys"]) - set(given or ())),
+        unexpected=sorted(
+            key
+            for key in info["unexpected_keys"]
+            if not key.endswith("position_ids") and not key.startswith(unused)
+        ),
+        reshaped=sorted({str(key[0]) for key in info["mismatched_keys"]} - set(given or ())),
+        remedy=_CHECK_CONFIG if given is None else _CHECK_ADAPTER,
     )
     loaded: PreTrainedModel = model
     return loaded
 
 
 def _refuse_difference(
-    folder: Path, missing: list[str], unexpected: list[str], reshaped: list[str]
+    folder: Path, missing: list[str], unexpected: list[str], reshaped: list[str], remedy: str
 ) -> None:
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    lines = [
-        f"{len(keys)} {kind}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}"
-        for kind, keys in kinds
-        if keys
-    ]
+    lines = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds if keys]
     if lines:
         raise ModelError(
             f"The weights in {folder} do not match the class that its config names: "
             f"{'; '.join(lines)}.",
-            "Missing weights would be random numbers. Check that config.json belongs to them.",
+            f"Missing weights would be random numbers. {remedy}",
         )
 
 
-def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (", …" if len(keys) > 4 else "")
+
+
+def _config(folder: Path, given: Mapping[str, torch.Tensor] | None) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
     try:
         config = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # each class checks its config in its own way
         raise _unusable(folder, error) from error
+    if given is not None:
+        rows = [len(given[name]) for name in _LAST_LAYERS if name in given]
+        named = config.architectures or []
+        if rows:
+            config.num_labels = rows[0]
+        elif not any(str(one).endswith("ForSequenceClassification") for one in named):
+            config.num_labels = 1  # the classifier is then missing by name
     if config.num_labels != 1:
         raise ModelError(
             f"The model in {folder} gives {config.num_labels} values a pair; a reranker gives one.",

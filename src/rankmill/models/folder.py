@@ -1,4 +1,4 @@
-"""Models as folders: where they are, what is in them, whether they can be trusted.
+"""Models as folders: what is in them, and whether they can be trusted.
 
 A folder needs `config.json`, tokenizer files and safetensors. Pickled weights are not read and
 no code from a repository is run, whatever its config asks for.
@@ -6,11 +6,9 @@ no code from a repository is run, whatever its config asks for.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +16,26 @@ from safetensors import SafetensorError, safe_open
 
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
-from rankmill.models import ScorerModel, presets
+from rankmill.models import Description, ScorerModel, adapter, custom, presets
 from rankmill.models.architectures import Architecture, architecture_of, refuse_broken
+from rankmill.models.locate import Place, locate
 from rankmill.profile import Profile
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
 
-# What makes scores. Pictures, readmes and other formats of the weights do not.
-_DIGESTED = (".json", ".txt", ".model", ".safetensors")
-_NOT_DIGESTED = frozenset({"README.txt", "modules.json", "trainer_state.json"})
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
-EMBEDDED_NAME = "demo"
-EMBEDDED = Path(__file__).parent.parent / "demo" / "model"
 
 
 @dataclass(frozen=True)
 class FolderModel:
-    """A sequence classifier of a supported architecture in a local folder or on the hub.
-
-    `folder` is None for the embedded model, and for a hub model, which each node fetches.
-    """
+    """A sequence classifier of a supported architecture, as a folder on every node."""
 
     name: str
     digest: str
     config: str
-    folder: str | None = None
-    revision: str | None = None
+    place: Place
     license: str | None = None
 
     @property
@@ -71,20 +60,11 @@ class FolderModel:
         return min(wanted, positions - self.architecture.unused_positions)
 
     def path(self) -> Path:
-        """The folder on this node. Raises `ModelError` when it is not there."""
-        if self.name == EMBEDDED_NAME:
-            return EMBEDDED
-        if self.folder is not None:
-            if not Path(self.folder, "config.json").is_file():
-                raise ModelError(
-                    f"The model folder {self.folder} is not on this node.",
-                    "Copy it to the same path on every node, or use a hub model.",
-                )
-            return Path(self.folder)
-        return _snapshot(self.name, self.revision)
+        """The folder on this node. Raises `ModelError` when it cannot be had."""
+        return self.place.path()
 
     def fetch(self) -> None:
-        """Fetch a hub model to this node's cache; a local folder must be there already."""
+        """Make the files present on this node; a local folder must be there already."""
         self.path()
 
     def check(self, rules: PairRules) -> None:
@@ -102,29 +82,30 @@ class FolderModel:
         """The model on the profile's device, once its digest is confirmed."""
         from rankmill.models import torch_encoder
 
-        folder = self.path()
-        found = digest_of(folder)
+        found = self.place.digest()
         if found != self.digest:
             raise ModelError(
                 f"The model {self.name} on this node has the digest {found[:12]}, "
                 f"the run's is {self.digest[:12]}.",
                 "Bring the same files to every node.",
             )
-        return torch_encoder.TorchEncoder(folder, profile)
+        return torch_encoder.TorchEncoder(self.path(), profile)
 
     def to_json(self) -> dict[str, Any]:
         """What names the model in run.json and in the part files."""
         return {
             "name": self.name,
-            "revision": self.revision,
+            **self.place.to_json(),
             "digest": self.digest,
             "architecture": self.architecture.name,
             "license": self.license,
         }
 
 
-def describe(config: ModelConfig) -> FolderModel:
-    """Find a model: the embedded one (`demo`), a local folder, or a hub id.
+def describe(config: ModelConfig, profile: str | None = None) -> Description:
+    """Find a model: `demo`, a local folder, a folder on an object store, or a hub id.
+
+    The folder may be a LoRA adapter's. profile: the AWS profile for an object store.
 
     Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, or
     is of an architecture that this version does not score.
@@ -132,36 +113,25 @@ def describe(config: ModelConfig) -> FolderModel:
     name = config.name
     preset = presets.find(name)
     license_ = preset.licence if preset is not None else None
-    if name == EMBEDDED_NAME:
-        return _described(name, EMBEDDED, license_=license_)
-    local = Path(os.path.abspath(os.path.expanduser(name)))
-    if local.is_dir():
-        return _described(name, local, folder=str(local))
-    if "://" in name:
-        raise ModelError(
-            f"The model {name} is not a local folder.",
-            "Models on object stores are not in this version; copy it to a folder.",
+    if config.scorer is not None:
+        return custom.describe(
+            name, config.scorer, locate(name, config.revision, profile), license_
         )
-    if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        near = presets.nearest(name)
-        raise ModelError(
-            f"There is no model {name}: not a preset, not a folder, not a hub id (owner/name).",
-            f"Did you mean {near[0]}?" if near else "`rankmill models` lists the presets.",
-        )
-    if preset is not None and not preset.supported:
+    if preset is not None and not preset.supported and not Path(name).is_dir():
         raise ModelError(f"{name} is not supported in this version: {preset.reason}")
-    cached = _snapshot(name, config.revision)
-    # The hub's cache keeps each revision in a folder named by its commit.
-    return _described(name, cached, revision=cached.name, license_=license_)
+    place = locate(name, config.revision, profile)
+    files = place.path()
+    if adapter.is_adapter(files):
+        merged = adapter.find_base(name, place, profile)
+        return _described(name, merged, [merged.base.path(), files], license_)
+    return _described(name, place, [files], license_)
 
 
 def _described(
-    name: str,
-    files: Path,
-    folder: str | None = None,
-    revision: str | None = None,
-    license_: str | None = None,
+    name: str, place: Place, folders: Sequence[Path], license_: str | None
 ) -> FolderModel:
+    """folders: first the one with config and weights; any of them may hold the tokenizer."""
+    files = folders[0]
     config_file = files / "config.json"
     if not config_file.is_file():
         raise ModelError(
@@ -177,16 +147,18 @@ def _described(
             f"{config_file} must hold a JSON object, found a {type(settings).__name__}.",
             "Give a folder written by save_pretrained.",
         )
+    if isinstance(place, adapter.MergedAdapter):  # which brings the head, or lacks it by name
+        settings.pop("architectures", None)
     found = architecture_of(name, settings)
     refuse_broken(config_file, settings)
     weight_files(name, files)
     vocabulary = ["tokenizer.json", *filter(None, [found.vocabulary])]
-    if not any((files / file).is_file() for file in vocabulary):
+    if not any((folder / file).is_file() for folder in folders for file in vocabulary):
         raise ModelError(
             f"The model {name} has no tokenizer: no {' or '.join(vocabulary)} in {files}.",
             "Save it beside the model: tokenizer.save_pretrained(FOLDER).",
         )
-    return FolderModel(name, digest_of(files), json.dumps(settings), folder, revision, license_)
+    return FolderModel(name, place.digest(), json.dumps(settings), place, license_)
 
 
 def weight_files(name: str, files: Path) -> list[Path]:
@@ -227,48 +199,4 @@ def _readable(file: Path) -> Path:
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{file} is not a readable safetensors file: {error}.", "Fetch the model again."
-        ) from None
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 over the names and contents of config, tokenizer and weight files.
-
-    Cached by size and modification time, so that the actors of a node hash large weights once a
-    process, not once a shard.
-    """
-    files = sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file() and p.suffix in _DIGESTED and p.name not in _NOT_DIGESTED
-    )
-    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-    return _digest(stamps)
-
-
-@lru_cache(maxsize=8)
-def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
-    whole = hashlib.sha256()
-    for path, _, _ in stamps:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        whole.update(Path(path).name.encode() + b"\0" + content)
-    return whole.hexdigest()
-
-
-@lru_cache(maxsize=8)
-def _snapshot(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        near = presets.nearest(name)
-        raise ModelError(
-            f"The model {name} is not a local folder and could not be fetched from the hub: "
-            f"{reason}",
-            f"Did you mean {near[0]}?"
-            if near and near[0] != name
-            else "Check the name and the network, or give a local folder.",
         ) from None
