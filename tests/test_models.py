@@ -363,7 +363,7 @@ def test_without_a_tokenizer_no_empty_one_takes_its_place(copied, kind):
         ("./models/mine", "not a preset, not a folder, not a hub id"),
         ("../models/mine", "not a preset, not a folder, not a hub id"),
         ("/no/such/folder", "not a preset, not a folder, not a hub id"),
-        ("s3://bucket/model", "not a local folder"),
+        ("nope://bucket/model", "cannot be fetched: Paths that start with nope://"),
         ("a name/with spaces", "could not be fetched"),
         ("jinaai/jina-reranker-v1-tiny-en", "jina-bert .* not built in yet"),
     ],

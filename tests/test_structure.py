@@ -43,11 +43,10 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 RAY = {"read", "commit", "pipeline"}
 TORCH = {
     "models.classifiers",
-    "models.lora",
     "models.torch_encoder",
     "demo.judge",
 }  # demo.judge: run by hand, to train the demo's model
-TRANSFORMERS = TORCH - {"models.lora", "models.torch_encoder"}
+TRANSFORMERS = TORCH - {"models.torch_encoder"}
 
 
 def name_of(path):
@@ -133,6 +132,12 @@ def test_transformers_is_imported_late_outside_the_models():
     assert modules_that(lambda path: "transformers" in packages(imported_at_once(path))) == (
         TRANSFORMERS
     )
+
+
+def test_peft_which_is_an_extra_stays_in_one_module():
+    assert modules_that(lambda path: "peft" in packages(imports(tree_of(path)))) == {"models.lora"}
+    # Late, or nothing would work without the extra.
+    assert modules_that(lambda path: "rankmill.models.lora" in imported_at_once(path)) == set()
 
 
 def loaded_by(statement):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from rankmill.models.adapter import WEIGHTS
 # How peft names what it stores: `base_model.model.` and the module's own name in the classifier.
 _PREFIX = "base_model.model."
 _LORA = "lora_"
+# With `bias="all"` names hold the wrappers that peft puts around a module, the same weight comes
+# twice, and a module that was saved whole comes with the one that it replaced.
+_WRAPPER = re.compile(r"\.(base_layer|modules_to_save)\.")
+_REPLACED = ".original_module."
 
 
 def merge(base: Path, adapter: Path, target: Path) -> None:
@@ -32,9 +37,9 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     except Exception as error:  # safetensors and peft check their files each in their way
         raise _unusable(adapter, error) from error
     whole = {
-        key.removeprefix(_PREFIX).replace(".base_layer.", "."): weight
+        _WRAPPER.sub(".", key.removeprefix(_PREFIX)): weight
         for key, weight in stored.items()
-        if _LORA not in key
+        if _LORA not in key and _REPLACED not in key
     }
     low_rank = {key: weight for key, weight in stored.items() if _LORA in key}
     model = classifiers.load_completed(base, whole)
