@@ -322,7 +322,7 @@ def test_a_folder_that_does_not_say_its_prompt_is_refused_with_the_choices(tiny_
 
 @pytest.mark.parametrize("setting", ["instruction", "prompt"])
 def test_a_cross_encoder_takes_neither_instruction_nor_prompt(tiny_model, setting):
-    with pytest.raises(ConfigError, match=f"model.{setting} is set, but .* bert cross-encoder"):
+    with pytest.raises(ConfigError, match=f"model.{setting} is set, but .* is a bert model"):
         Scorer(tiny_model("bert"), **{setting: QWEN})
 
 

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 import tiny_models
 from rankmill.errors import ConfigError, InputError, ModelError
-from rankmill.models.prompt_sources import find_prompt, known_prompts
-from rankmill.prompt_tokenizer import PromptTokenizer, token_ids
+from rankmill.models.prompt_sources import find_prompt, known_prompts, token_ids
+from rankmill.prompt_tokenizer import PromptTokenizer
 from rankmill.prompts import Prompt, PromptQuery
 from rankmill.tokens import PairRules, TokenizedPairs
 from rankmill.windows import assemble, cut

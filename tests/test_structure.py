@@ -40,7 +40,7 @@ LAYERS = [
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["progress"],
-    ["dataset", "evaluate", "job", "status"],
+    ["dataset", "evaluate", "job", "status", "verify"],
     ["demo"],
     ["console"],
     ["__init__", "cli"],
@@ -142,6 +142,12 @@ def test_transformers_is_imported_late_outside_the_models():
     )
 
 
+def test_peft_which_is_an_extra_stays_in_one_module():
+    assert modules_that(lambda path: "peft" in packages(imports(tree_of(path)))) == {"models.lora"}
+    # Late, or nothing would work without the extra.
+    assert modules_that(lambda path: "rankmill.models.lora" in imported_at_once(path)) == set()
+
+
 def loaded_by(statement):
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -168,10 +174,13 @@ def test_jobs_are_thin():
 def test_the_public_names():
     assert set(rankmill.__all__) == {
         "Evaluation",
+        "Profile",
         "RankmillError",
         "RunConfig",
         "RunResult",
         "Scorer",
+        "ScorerModel",
+        "TokenBatch",
         "evaluate",
         "load_config",
         "rerank",

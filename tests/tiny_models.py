@@ -255,7 +255,7 @@ def _save(
     generator = torch.Generator().manual_seed(seed)
     # So that the states of a wider model vary as much as those of a tiny one. A tiny one's scores
     # spread more than a layer would make them.
-    inner = 0.15 * (32 / model.config.hidden_size) ** 0.5
+    inner = spread * (32 / model.config.hidden_size) ** 0.5
     head = 1.0 if model.config.hidden_size == 32 else inner
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -38,6 +38,8 @@ _Yaml.add_implicit_resolver(
 
 S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
+ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
+Slopes = Literal["standard", "halved"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -114,12 +116,16 @@ class ModelConfig(_Section):
     pair does not fit, `document` cuts the document (the query only where it leaves no room),
     `longest_first` the longer text. overflow: `windows` does not cut such a document; every
     window over it is scored beside the query that `truncation: document` leaves.
+    alibi_slopes: JinaBERT only; `auto` is halved, as the v1 rerankers are reported to be.
     instruction, prompt: causal rerankers only; what they are told beside each query, and the name
     of the prompt that they were trained with (`auto`: a preset's, or sentence-transformers' files).
     """
 
     name: Name
     revision: Name | None = None
+    scorer: ImportPath | None = Field(
+        None, description="a class of one's own, module:Class, that scores the model's folder"
+    )
     backend: Literal["auto", "torch"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_length: PositiveInt = 512
@@ -129,6 +135,7 @@ class ModelConfig(_Section):
     overflow: Literal["truncate", "windows"] = "truncate"
     window: WindowConfig = WindowConfig()
     instruction: Name | None = None
+    alibi_slopes: Literal["auto"] | Slopes = "auto"
     prompt: Name = "auto"
 
     @model_validator(mode="after")
@@ -138,6 +145,8 @@ class ModelConfig(_Section):
                 "overflow: windows needs truncation: document; "
                 f"{self.truncation} would cut the query for the sake of a document that is not cut"
             )
+        if self.scorer is not None and self.backend != "auto":
+            raise ValueError("scorer is a backend of its own; leave backend at auto")
         if self.max_query_tokens is not None and self.max_query_tokens >= self.max_length:
             raise ValueError(
                 f"max_query_tokens ({self.max_query_tokens}) must be below "
@@ -204,13 +213,14 @@ class RunConfig(_Section):
         """The settings that change what is computed or written, as plain JSON values.
 
         Input files, the model's digest and the profile are the rest of a run's identity; paths
-        of the output, the cluster's size and the report are not part of it.
+        of the output, the cluster's size and the report are not part of it. The digest stands for
+        the model's name and for the scorer's.
         """
         return {
             "input": self.input.model_dump(mode="json", exclude={"path"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
             "model": self.model.model_dump(
-                mode="json", exclude={"name", "revision", "backend", "precision"}
+                mode="json", exclude={"name", "revision", "scorer", "backend", "precision"}
             ),
         }
 

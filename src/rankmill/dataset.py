@@ -58,6 +58,7 @@ def rerank_dataset(
     model: str = "demo",
     *,
     revision: str | None = None,
+    scorer: str | None = None,
     columns: Mapping[str, Setting] | None = None,
     device: Literal["auto", "cuda", "cpu"] = "auto",
     precision: Literal["auto"] | Precision = "auto",
@@ -89,6 +90,7 @@ def rerank_dataset(
     asked = {
         "name": model,
         "revision": revision,
+        "scorer": scorer,
         "precision": precision,
         "max_length": max_length,
         "max_query_tokens": max_query_tokens,

@@ -88,7 +88,7 @@ def prepare(
         stored = None if overwrite else runs.stored_run(store)
         if stored is None:
             output.refuse_foreign(store, overwrite)
-    found = describe(config.model) if model is None else model
+    found = describe(config.model, config.storage.profile) if model is None else model
     refuse_instructions(found, config.input.columns.instruction)
     if stored is not None:
         runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))

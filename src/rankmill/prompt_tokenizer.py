@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -348,25 +348,6 @@ class PromptTokenizer:
                     span += [len(ids) + at for at in within]
             ids += encoded["input_ids"]
         return ids, span
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
-    """The ids of the true token and, where there is one, of the false token.
-
-    Raises `ModelError` when the tokenizer has no such token.
-    """
-    found: list[int] = []
-    for token in (prompt.true_token, prompt.false_token):
-        if token is None:
-            continue
-        number: Any = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else token
-        if number is None or (isinstance(token, str) and number == tokenizer.unk_token_id):
-            raise ModelError(
-                f"The tokenizer has no token {token!r}, which the prompt {prompt.name} scores by.",
-                "Set model.prompt to the prompt that the model was trained with.",
-            )
-        found.append(int(number))
-    return tuple(found)
 
 
 def _breaks(tokenizer: PreTrainedTokenizerBase, string: str, borders: list[int]) -> bool:

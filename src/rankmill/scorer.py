@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rankmill import profile as profiles
 from rankmill.batches import make_batches
-from rankmill.config import ComputeConfig, ModelConfig, read_section
+from rankmill.config import ComputeConfig, ModelConfig, Slopes, read_section
 from rankmill.errors import ConfigError, InputError
 from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
@@ -81,7 +81,8 @@ class Scorer:
         scores = scorer.score([("query", "document"), ...])
 
     Settings mean what they mean in `ModelConfig`; `window_stride` and `window_pool` are
-    `window.stride` and `window.pool`.
+    `window.stride` and `window.pool`. `scorer` names a class of your
+    own (`"module:Class"`, see `ScorerModel`) that scores the model's folder.
 
     Raises `ModelError` when the model cannot be used and `ConfigError` for a device or precision
     that is not there, a length that leaves the document no room, or an instruction that the
@@ -93,6 +94,7 @@ class Scorer:
         model: str,
         *,
         revision: str | None = None,
+        scorer: str | None = None,
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         precision: Literal["auto"] | Precision = "auto",
         max_length: int = 512,
@@ -104,11 +106,13 @@ class Scorer:
         window_pool: Pooling = "max",
         instruction: str | None = None,
         prompt: str = "auto",
+        alibi_slopes: Literal["auto"] | Slopes = "auto",
         threads: int | None = None,
     ) -> None:
         asked = {
             "name": model,
             "revision": revision,
+            "scorer": scorer,
             "precision": precision,
             "max_length": max_length,
             "max_query_tokens": max_query_tokens,
@@ -118,6 +122,7 @@ class Scorer:
             "window": {"stride": window_stride, "pool": window_pool},
             "instruction": instruction,
             "prompt": prompt,
+            "alibi_slopes": alibi_slopes,
         }
         config = read_section(ModelConfig, asked)
         read_section(ComputeConfig, {"device": device})

@@ -25,10 +25,17 @@ from rankmill.tokens import (
 
 
 class ScorerModel(Protocol):
-    """A loaded model."""
+    """A loaded model. `model.scorer` may name a class of your own that has this method.
+
+    Such a class is built on every worker as `Class(folder: pathlib.Path, profile: Profile)`.
+    """
 
     def score(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
-        """Raw scores, float32 [batch], of padded pairs."""
+        """Raw scores, float32 [batch], of padded pairs.
+
+        A score that is not finite sends its rows to quarantine. Raises `MemoryError` when the
+        batch does not fit; it is then halved.
+        """
         ...
 
 

@@ -75,6 +75,7 @@ ARCHITECTURES = {
         Architecture("deberta-v2", 2, "spm.model"),
         Architecture("modernbert", 3),
         Architecture("gte", 3, "sentencepiece.bpe.model"),
+        Architecture("jina-bert", 3),
         Architecture("qwen2", 3, "vocab.json", task="ForCausalLM"),
         Architecture("qwen3", 3, "vocab.json", task="ForCausalLM"),
         Architecture("llama", 3, "tokenizer.model", task="ForCausalLM"),
@@ -93,9 +94,10 @@ def architecture_of(name: str, settings: dict[str, Any]) -> Architecture:
     sequence classifier nor a causal language model, as its kind must be.
     """
     kind = str(settings.get("model_type"))
+    # JinaBERT calls itself bert.
     if settings.get("position_embedding_type") == "alibi":
-        kind = "jina-bert (ALiBi)"
-    if settings.get("auto_map") and kind not in _WITHOUT_THEIR_CODE:
+        kind = "jina-bert"
+    if settings.get("auto_map") and kind not in (*_WITHOUT_THEIR_CODE, "jina-bert"):
         raise ModelError(
             f"The config of {name} asks for code from its repository (auto_map).",
             "rankmill never runs it. Use a checkpoint of a class that transformers has.",

@@ -17,8 +17,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from rankmill.errors import ModelError
 from rankmill.models.classifiers import Classifier, from_folder
-from rankmill.models.folder import weight_files
 from rankmill.models.torch_encoder import TorchEncoder
+from rankmill.models.weights import weight_files
 from rankmill.profile import Profile
 
 # safetensors' names of the types whose values survive a model loaded in 16 bits.

@@ -19,15 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rankmill.config import Slopes
 from rankmill.errors import ModelError
-
-Slopes = Literal["standard", "halved"]
 
 # 64 MiB in float32: one block up to 341 tokens for 12 heads and 12 pairs.
 MAX_SCORES = 1 << 24

@@ -207,3 +207,22 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     """A mapping inside another; empty where there is none."""
     found = values.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
+    """The ids of the true token and, where there is one, of the false token.
+
+    Raises `ModelError` when the tokenizer has no such token.
+    """
+    found: list[int] = []
+    for token in (prompt.true_token, prompt.false_token):
+        if token is None:
+            continue
+        number: Any = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else token
+        if number is None or (isinstance(token, str) and number == tokenizer.unk_token_id):
+            raise ModelError(
+                f"The tokenizer has no token {token!r}, which the prompt {prompt.name} scores by.",
+                "Set model.prompt to the prompt that the model was trained with.",
+            )
+        found.append(int(number))
+    return tuple(found)
