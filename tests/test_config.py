@@ -321,6 +321,7 @@ NOT_IN_SETTINGS = {
     "output.path": "where the same bytes go",
     "model.name": "the model's digest is in the identity",
     "model.revision": "the model's digest is in the identity",
+    "model.scorer": "the model's digest is in the identity",
     "model.backend": "the profile is in the identity",
     "model.precision": "the profile is in the identity",
 }

@@ -230,6 +230,25 @@ def test_a_run_records_the_adapter_and_its_base(adapter, tiny_model):
     assert recorded["base"] == tiny_model("bert")
 
 
+def test_an_adapter_and_its_base_may_both_be_on_the_hub(adapter, tiny_model, hub):
+    folder, expected = adapter()
+    name_base(folder, "team/base")
+    hub("team/base", tiny_model("bert"))
+    hub("team/adapter", folder)
+    scorer = fp32("team/adapter", max_length=128)
+    assert_same(scorer.score(PAIRS), expected)
+    recorded = scorer.description.to_json()
+    assert (recorded["base"], len(recorded["base_revision"])) == ("team/base", 40)
+
+
+def test_an_adapter_from_the_hub_names_no_url(adapter, hub):
+    folder, _ = adapter()
+    name_base(folder, "s3://bucket/base")
+    hub("team/adapter", folder)
+    with pytest.raises(ModelError, match="s3://bucket/base is a URL, in an adapter from the hub"):
+        described("team/adapter")
+
+
 @pytest.mark.parametrize("named", ["base", "../base", "inside"])
 def test_a_relative_base_is_found_beside_the_adapter_or_below_it(adapter, tiny_model, named):
     folder, expected = adapter()
@@ -302,6 +321,10 @@ REFUSED_ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a base that is nowhere": (
         lambda f: name_base(f, "/no/such/base"),
         "The base of the adapter .* cannot be used: There is no model /no/such/base",
+    ),
+    "a base that the hub does not give": (
+        lambda f: name_base(f, "bert-base-uncased"),
+        "bert-base-uncased is not a local folder and could not be fetched from the hub",
     ),
     "a base that is an adapter": (lambda f: name_base(f, str(f)), "is an adapter itself"),
     "other sizes": (
@@ -505,6 +528,14 @@ def test_a_limit_in_the_config_of_an_unknown_architecture_holds(module, tokens_o
     description = described(tokens_only, scorer="counting:Counts")
     assert description.max_length(10_000) == 77
     assert description.to_json()["architecture"] == "ours"
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_config_beside_a_scorer_that_is_no_object_is_refused(module, tokens_only, text):
+    module("counting", COUNTS)
+    (tokens_only / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="must hold a JSON object"):
+        described(tokens_only, scorer="counting:Counts")
 
 
 def test_the_digest_covers_the_folder_the_import_path_and_the_source(module, tokens_only):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
 from rankmill import Scorer, cli
-from rankmill.models import locate, presets
+from rankmill.models import presets
 from rankmill.models.published import Published, published
 from rankmill.verify import compare
 
@@ -35,22 +33,6 @@ def rankmill(
         return int(ended.value.code or 0), shown.out, " ".join(shown.err.split())
 
     return run
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Put a folder into the hub's cache under a name, as if it had been fetched."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    locate._snapshot.cache_clear()
-
-    def put(name: str, folder: str) -> None:
-        repository = tmp_path / f"models--{name.replace('/', '--')}"
-        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("0" * 40)
-
-    yield put
-    locate._snapshot.cache_clear()
 
 
 def test_the_embedded_model_gives_its_published_scores(rankmill):

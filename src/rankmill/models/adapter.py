@@ -16,8 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from rankmill import storage
-from rankmill.errors import ConfigError, ModelError
-from rankmill.models.locate import HubModel, LocalFolder, Place, StoreFolder, cached, locate
+from rankmill.errors import ConfigError, InputError, ModelError
+from rankmill.models.locate import (
+    EMBEDDED_NAME,
+    HubModel,
+    LocalFolder,
+    Place,
+    StoreFolder,
+    cached,
+    locate,
+    on_hub,
+)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -104,7 +113,7 @@ def find_base(name: str, adapter: Place, profile: str | None) -> MergedAdapter:
         base = _locate_base(named, settings.get("revision"), adapter, profile)
         if is_adapter(base.path()):
             raise ModelError(f"{named} is an adapter itself.")
-    except (ModelError, ConfigError) as error:
+    except (ModelError, ConfigError, InputError) as error:
         raise ModelError(
             f"The base of the adapter {name} cannot be used: {error.message}",
             f"Name it in {CONFIG} (base_model_name_or_path): a hub id, or a folder beside the "
@@ -167,6 +176,8 @@ def _locate_base(named: str, revision: str | None, adapter: Place, profile: str 
             near = _below(start, named)
             if near is not None and storage.is_folder(near, profile):
                 return locate(near, None, profile)
+    if "/" not in named and named != EMBEDDED_NAME:  # the hub's oldest models have no owner
+        return on_hub(named, revision)
     return locate(named, revision, profile)
 
 

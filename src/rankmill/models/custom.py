@@ -159,9 +159,8 @@ def describe(name: str, scorer: str, place: Place, license_: str | None) -> Cust
     """
     folder = place.path()
     config = folder / "config.json"
-    text = config.read_text(encoding="utf-8") if config.is_file() else "{}"
     try:
-        settings = json.loads(text)
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if not isinstance(settings, dict):
             raise ValueError(f"a {type(settings).__name__} at the top")
     except ValueError as error:

@@ -146,6 +146,11 @@ def locate(name: str, revision: str | None = None, profile: str | None = None) -
             f"There is no model {name}: not a preset, not a folder, not a hub id (owner/name).",
             f"Did you mean {near[0]}?" if near else "`rankmill models` lists the presets.",
         )
+    return on_hub(name, revision)
+
+
+def on_hub(name: str, revision: str | None) -> HubModel:
+    """A repository of the hub, fetched. Raises `ModelError` when it cannot be."""
     # The hub's cache keeps each revision in a folder named by its commit.
     return HubModel(name, _snapshot(name, revision).name)
 
