@@ -368,6 +368,15 @@ def test_a_tokenizer_json_counts_where_its_class_has_another_template(tmp_path):
     assert template.segments == (0, 0, 0, 1, 0)
 
 
+def test_a_tokenizer_json_counts_where_its_class_forgets_a_token(tmp_path):
+    tokenizer = tiny_models.wordpiece().backend_tokenizer
+    tokenizer.add_tokens(["shardshard"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    ours = PairTokenizer.load(tmp_path, RULES)
+    assert ours.encode(["shardshard"]).ids.tolist() == [ours.largest_id]
+
+
 @pytest.mark.parametrize(("lower", "same"), [(True, True), (False, False)])
 def test_settings_of_a_step_that_class_and_file_share_are_those_of_the_settings(
     tmp_path, lower, same
@@ -400,6 +409,13 @@ def test_segments_are_given_where_the_files_are_silent_and_the_model_has_them(
     template = PairTokenizer.load(folder, RULES).template
     assert template.has_segments == given
     assert template.segments == ((0, 0, 0, 1, 1) if given else (0, 0, 0, 0, 0))
+
+
+def test_segments_are_given_for_a_bert_without_a_class_of_its_own(tmp_path):
+    tiny_models.wordpiece().save_pretrained(tmp_path)
+    change_settings(tmp_path, backend=None, model_input_names=None)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "type_vocab_size": 2}))
+    assert PairTokenizer.load(tmp_path, RULES).template.segments == (0, 0, 0, 1, 1)
 
 
 def test_a_class_that_names_its_inputs_keeps_them(load):
