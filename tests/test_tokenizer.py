@@ -31,7 +31,8 @@ from rankmill.errors import ConfigError, ModelError
 from rankmill.stages import StageSettings, score, tokenize
 from rankmill.template import NoTemplate, probe_template
 from rankmill.tokenizer import PairTokenizer
-from rankmill.tokens import PairRules, assemble
+from rankmill.tokens import PairRules
+from rankmill.windows import assemble, cut
 
 
 def saved(tokenizer, folder):
@@ -94,11 +95,12 @@ def made(tokenizer, queries, documents, rules):
 
 def put_together(ours, pairs):
     """The ids and segments of each pair as lists, without padding."""
-    batch = assemble(pairs, ours.template, np.arange(len(pairs)))
-    ids = [row[:n].tolist() for row, n in zip(batch.input_ids, pairs.lengths)]
+    inputs = cut(pairs, ours.rules)
+    batch = assemble(inputs, ours.template, np.arange(len(inputs)))
+    ids = [row[:n].tolist() for row, n in zip(batch.input_ids, inputs.lengths)]
     if batch.segment_ids is None:
         return ids, None
-    return ids, [row[:n].tolist() for row, n in zip(batch.segment_ids, pairs.lengths)]
+    return ids, [row[:n].tolist() for row, n in zip(batch.segment_ids, inputs.lengths)]
 
 
 def without_room(tokenizer, query, document, max_length):
@@ -264,11 +266,11 @@ def test_encoding_does_not_depend_on_the_call_before(wordpiece):
 
 def test_dropped_tokens_of_both_texts_are_counted(wordpiece):
     rules = PairRules(20, "document", max_query_tokens=2)
-    _, pairs = made(wordpiece, ["a b c d e", "a"], ["x " * 40, "x y"], rules)
+    ours, pairs = made(wordpiece, ["a b c d e", "a"], ["x " * 40, "x y"], rules)
     assert pairs.query_kept.tolist() == [2, 1]
     assert pairs.document_kept.tolist() == [15, 2]
     assert pairs.dropped.tolist() == [3 + 25, 0]
-    assert pairs.lengths.tolist() == [20, 6]
+    assert cut(pairs, ours.rules).lengths.tolist() == [20, 6]
 
 
 @pytest.mark.parametrize("cap", [17, 18, 60])
@@ -288,7 +290,7 @@ def test_a_length_without_room_for_text_is_refused(wordpiece):
 def test_pairs_are_padded_on_the_right_to_the_longest_chosen(wordpiece):
     rules = PairRules(64, "document")
     ours, pairs = made(wordpiece, ["a"] * 3, ["x", "x y z", "x " * 50], rules)
-    batch = assemble(pairs, ours.template, np.array([1, 0]))
+    batch = assemble(cut(pairs, ours.rules), ours.template, np.array([1, 0]))
     assert batch.input_ids.shape == batch.segment_ids.shape == (2, 7)
     assert batch.input_ids[1, 5:].tolist() == [wordpiece.pad_token_id] * 2
     assert batch.mask.tolist() == [[1] * 7, [1] * 5 + [0] * 2]
@@ -300,13 +302,14 @@ def test_pairs_are_padded_on_the_right_to_the_longest_chosen(wordpiece):
 def test_there_is_a_mask_only_where_lengths_differ(wordpiece, documents, has_mask):
     rules = PairRules(64, "document")
     ours, pairs = made(wordpiece, ["a"] * len(documents), documents, rules)
-    assert (assemble(pairs, ours.template, np.arange(len(pairs))).mask is not None) == has_mask
+    batch = assemble(cut(pairs, ours.rules), ours.template, np.arange(len(pairs)))
+    assert (batch.mask is not None) == has_mask
 
 
 def test_only_tokenizers_with_segments_give_segments(tokenizer):
     ours, pairs = made(tokenizer, ["a"], ["b"], PairRules(64, "document"))
     own = tokenizer(["a"], ["b"])
-    batch = assemble(pairs, ours.template, np.array([0]))
+    batch = assemble(cut(pairs, ours.rules), ours.template, np.array([0]))
     assert (batch.segment_ids is None) == ("token_type_ids" not in own)
     assert ours.template.special == tokenizer.num_special_tokens_to_add(pair=True)
 
@@ -750,6 +753,12 @@ def test_pairs_made_whole_pass_through_the_tables_of_a_shard(swapping):
     )
     tokenized = tokenize(Envelope(0, rows=table), stage, scorer.tokenizer)
     travelled = Envelope.from_block(tokenized.to_block())[0]
-    scored = score(travelled, scorer.tokenizer.template, scorer.profile, scorer.model)
+    scored = score(
+        travelled,
+        scorer.tokenizer.rules,
+        scorer.tokenizer.template,
+        scorer.profile,
+        scorer.model,
+    )
     found = scored.scores.column("score").to_numpy()[scored.facts.column("pair").to_numpy()]
     np.testing.assert_allclose(found, scorer.score(shard), rtol=0, atol=1e-5)

@@ -14,6 +14,7 @@ from rankmill.tokens import (
     kept_tokens,
     pair_digests,
 )
+from rankmill.windows import cut
 
 # What is dropped, and caps
 
@@ -47,6 +48,14 @@ def test_a_query_cap_holds_for_every_pair(truncation):
     assert kept(4, 1000, rules) == (4, 93)
 
 
+@pytest.mark.parametrize("truncation", ["document", "longest_first"])
+def test_a_document_cap_holds_for_every_pair(truncation):
+    rules = PairRules(100, truncation, max_document_tokens=8)
+    assert kept(10, 50, rules) == (10, 8)
+    assert kept(1000, 50, rules) == ((75, 8) if truncation == "document" else (89, 8))
+    assert kept(10, 4, rules) == (10, 4)
+
+
 def test_a_cap_beyond_the_length_leaves_no_more_than_there_is():
     assert kept(500, 5, PairRules(20, "document", max_query_tokens=19)) == (17, 0)
 
@@ -78,21 +87,26 @@ def test_the_longest_is_cut_first_by_the_librarys_rule(query, document, room, sp
     st.integers(5, 40),
     st.sampled_from(["document", "longest_first"]),
     st.one_of(st.none(), st.integers(1, 50)),
+    st.one_of(st.none(), st.integers(1, 50)),
 )
-def test_no_pair_is_too_long_and_none_is_cut_without_need(query, document, length, cut, cap):
-    found = kept(query, document, PairRules(length, cut, cap))
+def test_no_pair_is_too_long_and_none_is_cut_without_need(
+    query, document, length, truncation, query_cap, document_cap
+):
+    found = kept(query, document, PairRules(length, truncation, query_cap, document_cap))
+    most = (min(query, query_cap or query), min(document, document_cap or document))
     assert sum(found) <= length - 3
-    assert found[0] <= min(query, cap or query)
-    assert found[1] <= document
-    if min(query, cap or query) + document <= length - 3:
-        assert found == (min(query, cap or query), document)
+    assert found[0] <= most[0]
+    assert found[1] <= most[1]
+    if sum(most) <= length - 3:
+        assert found == most
 
 
-def test_no_pairs_have_no_lengths():
+def test_no_pairs_have_no_inputs():
     nothing = np.empty(0, np.int32)
     texts = TokenizedTexts(nothing, np.zeros(1, np.int64))
     pairs = TokenizedPairs(texts, nothing, nothing, nothing, nothing, 3)
-    assert (len(pairs), len(pairs.lengths), len(pairs.dropped)) == (0, 0, 0)
+    assert (len(pairs), len(pairs.dropped)) == (0, 0)
+    assert len(cut(pairs, PairRules(64, "document"))) == 0
 
 
 # Digests

@@ -45,8 +45,6 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Machine-readable; nothing else on stdout.")
 ]
 
-_MODELS_WIDTH = 150
-
 
 @app.callback()
 def settings(
@@ -199,7 +197,7 @@ def evaluate_command(
 @app.command()
 def models(as_json: JsonOption = False) -> None:
     """List the models that rankmill knows by name. Any other checkpoint of their architectures
-    works as well.
+    works as well. A shape is layers x hidden size.
 
     [bold]Example[/]
 
@@ -209,8 +207,11 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps([preset.model_dump() for preset in known], indent=1, ensure_ascii=False))
         return
-    # On 80 columns, a pipe's width, most of the table would vanish beside the longest names.
-    Console(width=max(Console().width, _MODELS_WIDTH)).print(console.models_table(known))
+    out = Console(highlight=False)
+    for line in console.models_lines(known, out.width):
+        out.print(line, soft_wrap=True, markup=False)
+    for note in console.models_notes(known):
+        out.print(f"\n{note}", markup=False)
 
 
 def _config(

@@ -90,14 +90,26 @@ class OutputConfig(_Section):
 
 
 class WindowConfig(_Section):
-    """Token windows over long documents (used with `overflow: windows`)."""
+    """With `overflow: windows`: how windows follow each other, and what a pair's score is.
 
-    stride: PositiveInt = 128
+    stride: tokens of the document that a window shares with the one before, at most half a window
+    (what transformers' tokenizers call stride). pool: the pair's score is the highest of its
+    windows' raw scores, or their mean.
+    """
+
+    stride: Annotated[int, Field(ge=0)] = 128
     pool: Literal["max", "mean"] = "max"
 
 
 class ModelConfig(_Section):
-    """The cross-encoder and how pairs are cut to its length."""
+    """The cross-encoder and how pairs are brought to its length.
+
+    max_length: tokens of an input, special tokens included; lowered to the model's own limit.
+    max_query_tokens, max_document_tokens: how much of a text counts at all. truncation: where a
+    pair does not fit, `document` cuts the document (the query only where it leaves no room),
+    `longest_first` the longer text. overflow: `windows` does not cut such a document; every
+    window over it is scored beside the query that `truncation: document` leaves.
+    """
 
     name: Name
     revision: Name | None = None
@@ -105,6 +117,7 @@ class ModelConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_length: PositiveInt = 512
     max_query_tokens: PositiveInt | None = None
+    max_document_tokens: PositiveInt | None = None
     truncation: Literal["document", "longest_first"] = "document"
     overflow: Literal["truncate", "windows"] = "truncate"
     window: WindowConfig = WindowConfig()
@@ -112,8 +125,11 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _in_this_version(self) -> Self:
-        if self.overflow != "truncate":
-            raise ValueError("overflow: windows is not in this version; use truncate")
+        if self.overflow == "windows" and self.truncation != "document":
+            raise ValueError(
+                "overflow: windows needs truncation: document; "
+                f"{self.truncation} would cut the query for the sake of a document that is not cut"
+            )
         if self.instruction is not None:
             raise ValueError("instruction needs a causal-LM reranker, not in this version")
         if self.max_query_tokens is not None and self.max_query_tokens >= self.max_length:

@@ -71,7 +71,7 @@ def encode_pairs(
     max_length: int | None = None,
 ) -> EncodedPairs:
     """Call the tokenizer with pairs, cut by its own rule when a strategy is given."""
-    with _without_advice():
+    with without_noise():
         # Lists, because a single empty text counts as no second text at all.
         encoded = tokenizer(
             list(queries),
@@ -85,13 +85,19 @@ def encode_pairs(
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
-    """Python tokenizers warn at every pair that is cut, whatever `verbose` says."""
+def without_noise() -> Iterator[None]:
+    """transformers draws, reports and warns on stderr; callers keep their own setting of it.
+
+    Its Python tokenizers warn at every pair that is cut, whatever `verbose` says.
+    """
     from transformers.utils import logging
 
-    shown = logging.get_verbosity()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(shown)
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -316,7 +316,7 @@ class ScoreBlocks:
                 "their scores differ in the last bits.",
                 "Run on nodes of one kind.",
             )
-        self._profile = settings.profile
+        self._profile, self._rules = settings.profile, settings.rules
         self._template = settings.description.tokenizer(settings.rules).template
         self._model = settings.description.load(settings.profile)
 
@@ -324,7 +324,9 @@ class ScoreBlocks:
         """Score the envelopes of a block."""
         return _each(
             block,
-            lambda envelope: stages.score(envelope, self._template, self._profile, self._model),
+            lambda envelope: stages.score(
+                envelope, self._rules, self._template, self._profile, self._model
+            ),
         )
 
 

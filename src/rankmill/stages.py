@@ -67,14 +67,18 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokeniz
     )
 
 
-def score(envelope: Envelope, template: Template, profile: Profile, model: ScorerModel) -> Envelope:
+def score(
+    envelope: Envelope, rules: PairRules, template: Template, profile: Profile, model: ScorerModel
+) -> Envelope:
     """Score the distinct pairs of a shard; leaves the token ids behind.
 
     Adds `scores`, float32 a distinct pair, with what they cost in its metadata.
     """
     started = time.perf_counter()
-    scored = score_pairs(model, _tokenized(envelope, template.special), template, profile)
+    pairs = _tokenized(envelope, template.special)
+    scored = score_pairs(model, pairs, rules, template, profile)
     cost = {
+        "windows": scored.windows,
         "tokens": scored.tokens,
         "padded_tokens": scored.padded_tokens,
         "degraded": scored.degraded,

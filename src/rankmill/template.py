@@ -17,9 +17,9 @@ from rankmill.tokens import (
     TokenizedPairs,
     TokenizedTexts,
     Truncation,
-    assemble,
     kept_tokens,
 )
+from rankmill.windows import assemble, cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,8 +137,9 @@ def _difference(
         lengths[number], lengths[documents], rules, template.special, template.odd_to_query
     )
     pairs = TokenizedPairs(texts, number, documents, *kept, template.special)
-    batch = assemble(pairs, template, number)
-    for row, length in enumerate(pairs.lengths.tolist()):
+    inputs = cut(pairs, rules)
+    batch = assemble(inputs, template, number)
+    for row, length in enumerate(inputs.lengths.tolist()):
         same = batch.input_ids[row, :length].tolist() == own.ids[row]
         if batch.segment_ids is not None and own.segments is not None:
             same = same and batch.segment_ids[row, :length].tolist() == own.segments[row]

@@ -48,6 +48,15 @@ class PairTokenizer:
             self.own_pairs = OwnPairs(tokenizer, rules)
             self.template, special = self.own_pairs.template, self.own_pairs.special
             self._reason = str(reason)
+        self._refuse_no_room(special)
+
+    @classmethod
+    def load(cls, folder: str | Path, rules: PairRules) -> PairTokenizer:
+        """Load from a local folder. Raises `ModelError` when there is no usable tokenizer."""
+        return cls(tokenizer_files.load(folder), rules)
+
+    def _refuse_no_room(self, special: int) -> None:
+        rules = self.rules
         room = rules.max_length - special
         if rules.max_query_tokens is not None and rules.max_query_tokens >= room > 0:
             raise ConfigError(
@@ -61,11 +70,21 @@ class PairTokenizer:
                 f"{special} special tokens of a pair.",
                 "Raise model.max_length.",
             )
-
-    @classmethod
-    def load(cls, folder: str | Path, rules: PairRules) -> PairTokenizer:
-        """Load from a local folder. Raises `ModelError` when there is no usable tokenizer."""
-        return cls(tokenizer_files.load(folder), rules)
+        if self.own_pairs is not None and (
+            rules.max_document_tokens or rules.overflow == "windows"
+        ):
+            raise ConfigError(
+                f"{type(self._tokenizer).__name__} makes pairs that are not their two texts "
+                "between special tokens, so its documents cannot be capped or windowed.",
+                "Leave out model.max_document_tokens, and set model.overflow to truncate.",
+            )
+        window = room - (rules.max_query_tokens or 0)
+        if rules.overflow == "windows" and rules.stride >= window:
+            raise ConfigError(
+                f"model.window.stride is {rules.stride}, but of {rules.max_length} tokens a window "
+                f"has only {window} for the document.",
+                "Lower it, so that every window holds something new, or raise model.max_length.",
+            )
 
     @cached_property
     def largest_id(self) -> int:
@@ -87,7 +106,7 @@ class PairTokenizer:
         return encode_texts(self._tokenizer, texts)
 
     def pairs(self, texts: TokenizedTexts, query: Int32, document: Int32) -> TokenizedPairs:
-        """Cut pairs, given as int32 [pairs] indices into `texts`, to length."""
+        """What counts of pairs, given as int32 [pairs] indices into `texts`, to length."""
         lengths, template = texts.lengths, self.template
         kept = kept_tokens(
             lengths[query], lengths[document], self.rules, template.special, template.odd_to_query

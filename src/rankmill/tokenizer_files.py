@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankmill.encoding import without_noise
 from rankmill.errors import ModelError
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ def load(folder: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        with without_noise():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except ImportError as error:
         raise _without_package(folder, error) from error
     except Exception as error:  # the tokenizers library raises plain ones

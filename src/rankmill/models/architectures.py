@@ -18,13 +18,21 @@ class Architecture:
 
     feed_forward: matrices of hidden x intermediate a layer (two; three where the block is gated).
     vocabulary: the file of its own tokenizer, for folders without tokenizer.json.
-    unused_positions: places of the position table that no token ever takes.
+    after_padding: positions are counted from the padding id + 1, fairseq's way, so that the
+        places of the table before it are never taken.
     """
 
     name: str
     feed_forward: int
     vocabulary: str | None = None
-    unused_positions: int = 0
+    after_padding: bool = False
+
+    def max_length(self, settings: dict[str, Any]) -> int:
+        """The longest pair that the model has positions for, in tokens."""
+        positions = int(settings["max_position_embeddings"])
+        if not self.after_padding:
+            return positions
+        return positions - 1 - int(settings.get("pad_token_id", 1))
 
     def operations_per_token(self, settings: dict[str, Any]) -> float:
         """Two operations a weight: four attention matrices and the feed-forward block's."""
@@ -37,28 +45,36 @@ ARCHITECTURES = {
     one.name: one
     for one in (
         Architecture("bert", 2, "vocab.txt"),
-        # fairseq's layout: positions are counted from the padding index + 1.
-        Architecture("xlm-roberta", 2, "sentencepiece.bpe.model", unused_positions=2),
+        Architecture("electra", 2, "vocab.txt"),
+        Architecture("roberta", 2, "vocab.json", after_padding=True),
+        Architecture("camembert", 2, "sentencepiece.bpe.model", after_padding=True),
+        Architecture("xlm-roberta", 2, "sentencepiece.bpe.model", after_padding=True),
         Architecture("deberta-v2", 2, "spm.model"),
         Architecture("modernbert", 3),
+        Architecture("gte", 3, "sentencepiece.bpe.model"),
     )
 }
+
+# Model types that are published with code of their own, which is not run: the architecture that
+# computes the same.
+_WITHOUT_THEIR_CODE = {"new": "gte"}
 
 
 def architecture_of(name: str, settings: dict[str, Any]) -> Architecture:
     """The architecture that a config.json names.
 
-    Raises `ModelError` when it asks for code of its repository, is not supported, or is no
+    Raises `ModelError` when it needs code of its repository, is not supported, or is no
     sequence classifier.
     """
-    if settings.get("auto_map"):
+    kind = str(settings.get("model_type"))
+    if settings.get("position_embedding_type") == "alibi":
+        kind = "jina-bert (ALiBi)"
+    if settings.get("auto_map") and kind not in _WITHOUT_THEIR_CODE:
         raise ModelError(
             f"The config of {name} asks for code from its repository (auto_map).",
             "rankmill never runs it. Use a checkpoint of a class that transformers has.",
         )
-    kind = str(settings.get("model_type"))
-    if settings.get("position_embedding_type") == "alibi":
-        kind = "jina-bert (ALiBi)"
+    kind = _WITHOUT_THEIR_CODE.get(kind, kind)
     if kind not in ARCHITECTURES:
         raise ModelError(
             f"The model {name} is of the architecture {kind}, not supported in this version.",

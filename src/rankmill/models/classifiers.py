@@ -7,8 +7,7 @@ collapses scores into ties (75 distinct values for 96 pairs against 96).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging
 
+from rankmill.encoding import without_noise
 from rankmill.errors import ModelError
+from rankmill.models.gte import gte_settings
+
+_JINA_BERT_KEY = ".mlp.gated_layers.weight"
+_BLOCK_HEADS = frozenset({"xlm-roberta", "roberta", "camembert", "electra"})
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class PooledHead(nn.Module):
         return logits.squeeze(-1)
 
 
-class RobertaHead(nn.Module):
-    """A block that takes the first state itself: XLM-R."""
+class BlockHead(nn.Module):
+    """A block that takes the first state itself: RoBERTa and its kin, ELECTRA."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -96,8 +99,8 @@ def load(folder: Path) -> Classifier:
         head: nn.Module = ModernBertHead(
             model.head, model.classifier, model.config.classifier_pooling
         )
-    elif kind == "xlm-roberta":
-        head = RobertaHead(model.classifier)
+    elif kind in _BLOCK_HEADS:
+        head = BlockHead(model.classifier)
     elif kind == "deberta-v2":
         head = PooledHead(model.pooler, model.classifier)
     else:
@@ -118,7 +121,7 @@ def check(folder: Path) -> None:
 def _from_folder(folder: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - theirs
     config = _config(folder)
     try:
-        with _without_noise():
+        with without_noise():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 str(folder),
                 config=config,
@@ -152,18 +155,30 @@ def _refuse_difference(
         if keys
     ]
     if lines:
+        remedy = "Missing weights would be random numbers. Check that config.json belongs to them."
+        if any(key.endswith(_JINA_BERT_KEY) for key in unexpected):
+            remedy = (
+                "They are JinaBERT's, whose config.json says position_embedding_type alibi: fetch "
+                "the config.json that they were published with."
+            )
         raise ModelError(
             f"The weights in {folder} do not match the class that its config names: "
             f"{'; '.join(lines)}.",
-            "Missing weights would be random numbers. Check that config.json belongs to them.",
+            remedy,
         )
 
 
 def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        config = AutoConfig.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        if settings["model_type"] == "new":
+            config = AutoConfig.for_model("gte", **gte_settings(str(folder), settings))
+        else:
+            config = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except ModelError:
+        raise
     except Exception as error:  # each class checks its config in its own way
         raise _unusable(folder, error) from error
     if config.num_labels != 1:
@@ -180,17 +195,3 @@ def _unusable(folder: Path, error: Exception) -> ModelError:
         f"{type(error).__name__}: {' '.join(str(error).split())}.",
         "Give a folder written by save_pretrained.",
     )
-
-
-@contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
-    """transformers draws and reports on stderr; callers keep their own setting of it."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

@@ -67,8 +67,7 @@ class FolderModel:
 
     def max_length(self, wanted: int) -> int:
         """`wanted`, or the model's own limit where that is lower."""
-        positions = int(self.settings["max_position_embeddings"])
-        return min(wanted, positions - self.architecture.unused_positions)
+        return min(wanted, self.architecture.max_length(self.settings))
 
     def path(self) -> Path:
         """The folder on this node. Raises `ModelError` when it is not there."""
