@@ -485,7 +485,7 @@ def test_a_text_beyond_mecabs_limit_is_tokenized(tmp_path):
         "import sys\n"
         "from rankmill import tokenizer_files\n"
         "from rankmill.encoding import encode_texts\n"
-        "print(encode_texts(tokenizer_files.load(sys.argv[1]), ['a' * 300_000]).lengths[0])\n"
+        "print(encode_texts(tokenizer_files.load(sys.argv[1]), ['a' * 200_000]).lengths[0])\n"
     )
     done = in_a_process(code, folder)
     assert done.returncode == 0
@@ -637,6 +637,18 @@ def test_a_text_that_stands_in_a_pair_twice_is_counted_twice():
     ours, pairs = made(word_level("$A [CLS] $B [SEP] $A"), ["x a"], ["shard " * 9], rules)
     assert put_together(ours, pairs)[0] == [[5, 6, 1, *[7] * 6, 2, 5, 6]]
     assert pairs.dropped.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        PairRules(64, "document", max_document_tokens=8),
+        PairRules(64, "document", overflow="windows", stride=4),
+    ],
+)
+def test_without_a_template_documents_are_neither_capped_nor_windowed(rules):
+    with pytest.raises(ConfigError, match="cannot be capped or windowed"):
+        PairTokenizer(word_level("[CLS] $B [SEP] $A"), rules)
 
 
 def test_the_slow_way_is_said_once_and_why(caplog):
