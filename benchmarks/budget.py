@@ -38,9 +38,7 @@ def main() -> None:
 
     scorer = Scorer(arguments.model, threads=arguments.threads)
     number = np.arange(arguments.pairs, dtype=np.int32)
-    pairs = scorer.tokenizer.pairs(
-        scorer.tokenizer.encode(texts), number, number + np.int32(arguments.pairs)
-    )
+    pairs = scorer.tokenizer.tokenize(texts, number, number + np.int32(arguments.pairs))
     seconds: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
     padding = {}
     for _ in range(arguments.rounds + 1):

@@ -182,7 +182,6 @@ def test_a_missing_setting_is_named_with_the_ways_to_give_it(section):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model.instruction", "Judge."),
         ("model.max_query_tokens", 512),
         ("reuse", ["s3://bucket/old/"]),
     ],

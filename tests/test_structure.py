@@ -29,7 +29,8 @@ LAYERS = [
     ["tokenizer_files"],
     ["template"],
     ["own_pairs"],
-    ["tokenizer"],
+    ["prompts", "tokenizer"],
+    ["prompt_tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],
     ["output", "stages"],
@@ -47,8 +48,13 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {"models.classifiers", "models.jina_bert", "models.torch_encoder"}
-TRANSFORMERS = {"models.classifiers"}
+TORCH = {
+    "models.causal_lm",
+    "models.classifiers",
+    "models.jina_bert",
+    "models.torch_encoder",
+}
+TRANSFORMERS = {"models.causal_lm", "models.classifiers"}
 
 
 def name_of(path):

@@ -17,6 +17,7 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -39,10 +40,18 @@ from transformers import (
     ElectraForSequenceClassification,
     GteConfig,
     GteForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForSequenceClassification,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
     XLMRobertaConfig,
@@ -194,8 +203,54 @@ def lowercase_bpe() -> PreTrainedTokenizerFast:
     )
 
 
+# What prompts of causal rerankers and texts beside them hold, with merges over line ends.
+PROMPT_TEXT = [
+    *TEXT,
+    *["what?\n\nyes.\nno!\n", "yes no 1 0", " <Query>: \n<Document>: query: document: \n"] * 3,
+]
+
+
+def qwen_bpe() -> Qwen2Tokenizer:
+    """Qwen's kind: its own class and pre-tokenizer, byte-level BPE over NFC, no pair template."""
+    tokenizer: Tokenizer = Qwen2Tokenizer().backend_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(PROMPT_TEXT, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    trained = Qwen2Tokenizer(vocab=learned["vocab"], merges=merges)
+    trained.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    thinking = [AddedToken(token, normalized=False) for token in ("<think>", "</think>")]
+    trained.add_tokens(thinking)
+    return trained
+
+
+def metaspace_bpe() -> PreTrainedTokenizerFast:
+    """Llama 2's kind: every string that is tokenized by itself begins with a space of its own."""
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    words = [line.replace(" ", "▁") for line in PROMPT_TEXT]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.train_from_iterator(["yes", "no", *words], trainer)
+    tokenizer.pre_tokenizer = None
+    tokenizer.decoder = decoders.ByteFallback()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
 def _save(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    spread: float = 0.15,
 ) -> Path:
     generator = torch.Generator().manual_seed(seed)
     # So that the states of a wider model vary as much as those of a tiny one. A tiny one's scores
@@ -637,6 +692,46 @@ def minilm(folder: Path) -> Path:
     return folder
 
 
+# The last token must look far: a prompt's end stands between it and the texts.
+_AFTER_A_PROMPT = 0.25
+
+
+def _causal_sizes(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    return {
+        "vocab_size": len(tokenizer) + 3,  # rows that no token has, as in the published ones
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 2048,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def qwen3(folder: Path) -> Path:
+    """Qwen3: heads of their own width that share keys, normalized queries and keys, tied rows."""
+    tokenizer = qwen_bpe()
+    config = Qwen3Config(**_causal_sizes(tokenizer), head_dim=16, tie_word_embeddings=True)
+    return _save(folder, Qwen3ForCausalLM(config), tokenizer, 5, _AFTER_A_PROMPT)
+
+
+def qwen2(folder: Path) -> Path:
+    """Qwen2: biases on queries, keys and values, output rows of its own."""
+    tokenizer = qwen_bpe()
+    config = Qwen2Config(**_causal_sizes(tokenizer), tie_word_embeddings=False)
+    return _save(folder, Qwen2ForCausalLM(config), tokenizer, 6, _AFTER_A_PROMPT)
+
+
+def llama(folder: Path) -> Path:
+    """Llama with a tokenizer that joins texts with the prompt around them."""
+    tokenizer = metaspace_bpe()
+    config = LlamaConfig(**_causal_sizes(tokenizer), tie_word_embeddings=False)
+    return _save(folder, LlamaForCausalLM(config), tokenizer, 7, _AFTER_A_PROMPT)
+
+
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "bert": bert,
     "electra": electra,
@@ -650,4 +745,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "bert-japanese": bert_japanese,
     "gte": gte,
     "gte-published": gte_published,
+    "qwen3": qwen3,
+    "qwen2": qwen2,
+    "llama": llama,
 }

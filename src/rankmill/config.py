@@ -47,13 +47,18 @@ class _Section(BaseModel):
 
 
 class ColumnNames(_Section):
-    """Which input columns hold what; `document` may be several, joined with one space."""
+    """Which input columns hold what; `document` may be several, joined with one space.
+
+    `instruction`: what a causal reranker is told beside each query; where a row's is null or
+    empty, `model.instruction` or the model's usual one.
+    """
 
     query_id: Name | None = "query_id"
     query: Name = "query"
     doc_id: Name | None = "doc_id"
     document: Name | Annotated[list[Name], Field(min_length=1)] = "document"
     candidates: Name = "candidates"
+    instruction: Name | None = None
 
     @property
     def document_parts(self) -> list[str]:
@@ -109,6 +114,8 @@ class ModelConfig(_Section):
     pair does not fit, `document` cuts the document (the query only where it leaves no room),
     `longest_first` the longer text. overflow: `windows` does not cut such a document; every
     window over it is scored beside the query that `truncation: document` leaves.
+    instruction, prompt: causal rerankers only; what they are told beside each query, and the name
+    of the prompt that they were trained with (`auto`: a preset's, or sentence-transformers' files).
     """
 
     name: Name
@@ -121,7 +128,8 @@ class ModelConfig(_Section):
     truncation: Literal["document", "longest_first"] = "document"
     overflow: Literal["truncate", "windows"] = "truncate"
     window: WindowConfig = WindowConfig()
-    instruction: str | None = None
+    instruction: Name | None = None
+    prompt: Name = "auto"
 
     @model_validator(mode="after")
     def _in_this_version(self) -> Self:
@@ -130,8 +138,6 @@ class ModelConfig(_Section):
                 "overflow: windows needs truncation: document; "
                 f"{self.truncation} would cut the query for the sake of a document that is not cut"
             )
-        if self.instruction is not None:
-            raise ValueError("instruction needs a causal-LM reranker, not in this version")
         if self.max_query_tokens is not None and self.max_query_tokens >= self.max_length:
             raise ValueError(
                 f"max_query_tokens ({self.max_query_tokens}) must be below "

@@ -23,7 +23,7 @@ from rankmill.config import (
 )
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
-from rankmill.models import Description
+from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
 from rankmill.profile import Device, Precision, make_profile, probe
@@ -68,6 +68,8 @@ def rerank_dataset(
     overflow: Overflow = "truncate",
     window_stride: int = 128,
     window_pool: Pooling = "max",
+    instruction: str | None = None,
+    prompt: str = "auto",
     workers: Literal["auto"] | int = "auto",
     column_prefix: str = "rerank_",
 ) -> Dataset:
@@ -94,6 +96,8 @@ def rerank_dataset(
         "truncation": truncation,
         "overflow": overflow,
         "window": {"stride": window_stride, "pool": window_pool},
+        "instruction": instruction,
+        "prompt": prompt,
     }
     config = read_section(ModelConfig, asked)
     compute = read_section(ComputeConfig, {"device": device, "workers": workers})
@@ -102,6 +106,7 @@ def rerank_dataset(
     if known is not None and isinstance(known.base_schema, pa.Schema):
         _check_columns(known.base_schema, names, column_prefix)
     description = describe(config)
+    refuse_instructions(description, names.instruction)
     rules = PairRules.of(config, description.max_length(max_length))
     description.check(rules)
     found = pipeline.capacity()
@@ -123,7 +128,8 @@ def _check_columns(found: pa.Schema, columns: ColumnNames, prefix: str) -> None:
             f"The Dataset already has the column {', '.join(clash)}.",
             "Give another column_prefix, or drop the column.",
         )
-    wanted = dict.fromkeys((columns.query, *columns.document_parts), schema.is_text)
+    texts = (columns.query, *columns.document_parts, columns.instruction)
+    wanted = dict.fromkeys(filter(None, texts), schema.is_text)
     if columns.query_id is not None:
         wanted[columns.query_id] = schema.is_id
     for name, fits in wanted.items():

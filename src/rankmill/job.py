@@ -15,7 +15,7 @@ from rankmill.config import CONTRACT_VERSION, RunConfig
 from rankmill.errors import ConfigError, OutputBusy, OutputError, RunFailed, StartError
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
-from rankmill.models import Description
+from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.plan import Plan, make_plan
 from rankmill.pool import Pool, choose_device, size_pool
@@ -89,6 +89,7 @@ def prepare(
         if stored is None:
             output.refuse_foreign(store, overwrite)
     found = describe(config.model) if model is None else model
+    refuse_instructions(found, config.input.columns.instruction)
     if stored is not None:
         runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
     rules = _rules(config, found)

@@ -29,14 +29,13 @@ from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed
-from rankmill.models import Description
+from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
-from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
 
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
@@ -300,7 +299,7 @@ def tokenize_block(block: pa.Table, settings: StageSettings) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(description: Description, rules: PairRules) -> PairTokenizer:
+def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
     """One tokenizer a worker process: building it takes longer than a small shard."""
     return description.tokenizer(rules)
 

@@ -84,7 +84,8 @@ class Scorer:
     `window.stride` and `window.pool`.
 
     Raises `ModelError` when the model cannot be used and `ConfigError` for a device or precision
-    that is not there, or a length that leaves the document no room.
+    that is not there, a length that leaves the document no room, or an instruction that the
+    model does not take.
     """
 
     def __init__(
@@ -101,6 +102,8 @@ class Scorer:
         overflow: Overflow = "truncate",
         window_stride: int = 128,
         window_pool: Pooling = "max",
+        instruction: str | None = None,
+        prompt: str = "auto",
         threads: int | None = None,
     ) -> None:
         asked = {
@@ -113,6 +116,8 @@ class Scorer:
             "truncation": truncation,
             "overflow": overflow,
             "window": {"stride": window_stride, "pool": window_pool},
+            "instruction": instruction,
+            "prompt": prompt,
         }
         config = read_section(ModelConfig, asked)
         read_section(ComputeConfig, {"device": device})
@@ -138,18 +143,29 @@ class Scorer:
         A score that is not finite is NaN. Raises `InputError` for what is not a pair
         of texts.
         """
-        texts: dict[str, int] = {}
-        numbers: list[int] = []
+        queries: dict[str, int] = {}
+        documents: dict[str, int] = {}
+        numbers: list[tuple[int, int]] = []
         for place, pair in enumerate(pairs):
             if not _is_pair(pair):
                 raise InputError(
                     f"Pair {place} is not a query and a document, each a string of valid Unicode.",
                     'Give [("query", "document"), ...].',
                 )
-            numbers += [texts.setdefault(text, len(texts)) for text in pair]
+            query, document = pair
+            numbers.append(
+                (
+                    queries.setdefault(query, len(queries)),
+                    documents.setdefault(document, len(documents)),
+                )
+            )
         number = np.array(numbers, np.int32).reshape(-1, 2)
         distinct, inverse = np.unique(number, axis=0, return_inverse=True)
-        tokenized = self.tokenizer.tokenize(list(texts), distinct[:, 0], distinct[:, 1])
+        texts = [*map(self.tokenizer.query_text, queries)]
+        texts += map(self.tokenizer.document_text, documents)
+        tokenized = self.tokenizer.tokenize(
+            texts, distinct[:, 0], distinct[:, 1] + np.int32(len(queries))
+        )
         scored = score_pairs(
             self.model, tokenized, self.tokenizer.rules, self.tokenizer.template, self.profile
         )

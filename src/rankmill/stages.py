@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from rankmill import rows, tokens
 from rankmill.config import ColumnNames
 from rankmill.envelope import Envelope
-from rankmill.models import Description, ScorerModel
+from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.profile import Profile
 from rankmill.scorer import score_pairs
-from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules, Template, TokenizedPairs, TokenizedTexts
 
 
@@ -34,7 +33,7 @@ class StageSettings:
     depth: int | None
 
 
-def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokenizer) -> Envelope:
+def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) -> Envelope:
     """Check the rows of a shard and tokenize its distinct texts and pairs.
 
     Adds `facts`, a row a pair row: query int32 (its candidate list, -1 for none), pair int32
@@ -47,8 +46,9 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokeniz
     wanted = pc.is_null(checked.reason).to_numpy(zero_copy_only=False)
     if settings.depth is not None:
         wanted = wanted & (checked.position < settings.depth)
-    queries, query = _distinct(checked.query_text, wanted)
+    queries, query = _distinct_queries(checked, wanted, tokenizer)
     documents, document = _distinct(checked.document_text, wanted)
+    documents = [tokenizer.document_text(text) for text in documents]
 
     distinct, inverse = np.unique(
         query.astype(np.int64) * max(len(documents), 1) + document, return_inverse=True
@@ -104,6 +104,24 @@ def _distinct(
 ) -> tuple[list[str], npt.NDArray[np.int32]]:
     encoded = pc.dictionary_encode(text.filter(pa.array(wanted)))
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def _distinct_queries(
+    checked: rows.CheckedRows, wanted: npt.NDArray[np.bool_], tokenizer: Tokenizer
+) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Each query as the model reads it, once with every instruction that a row gives beside it."""
+    texts, query = _distinct(checked.query_text, wanted)
+    if checked.instruction_text is None:
+        return [tokenizer.query_text(text) for text in texts], query
+    given = pc.fill_null(checked.instruction_text, "")
+    instructions, instruction = _distinct(given, wanted)
+    several = np.int64(max(len(instructions), 1))
+    both, inverse = np.unique(query.astype(np.int64) * several + instruction, return_inverse=True)
+    read = [
+        tokenizer.query_text(texts[one // several], instructions[one % several] or None)
+        for one in both
+    ]
+    return read, inverse.astype(np.int32)
 
 
 def _pairs_table(pairs: TokenizedPairs, digests: list[bytes]) -> pa.Table:

@@ -20,6 +20,7 @@ from rankmill.tokens import (
     TokenizedTexts,
     kept_tokens,
 )
+from rankmill.windows import refuse_stride
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,13 +79,7 @@ class PairTokenizer:
                 "between special tokens, so its documents cannot be capped or windowed.",
                 "Leave out model.max_document_tokens, and set model.overflow to truncate.",
             )
-        window = room - (rules.max_query_tokens or 0)
-        if rules.overflow == "windows" and rules.stride >= window:
-            raise ConfigError(
-                f"model.window.stride is {rules.stride}, but of {rules.max_length} tokens a window "
-                f"has only {window} for the document.",
-                "Lower it, so that every window holds something new, or raise model.max_length.",
-            )
+        refuse_stride(rules, room)
 
     @cached_property
     def largest_id(self) -> int:
@@ -100,6 +95,14 @@ class PairTokenizer:
             return self.pairs(self.encode(texts), query, document)
         queries, documents = ([texts[n] for n in numbers.tolist()] for numbers in (query, document))
         return self.own_pairs.tokenize(queries, documents)
+
+    def query_text(self, query: str, instruction: str | None = None) -> str:
+        """A query as the model reads it: as it is. Cross-encoders take no instruction."""
+        return query
+
+    def document_text(self, document: str) -> str:
+        """A document as the model reads it: as it is."""
+        return document
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize texts without special tokens and without cutting."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rankmill.errors import ConfigError
 from rankmill.tokens import (
     Float32,
     Int32,
@@ -64,6 +65,17 @@ def cut(pairs: TokenizedPairs, rules: PairRules) -> Windows:
     first = (np.arange(len(pair)) - starts[pair]).astype(np.int32) * new[pair]
     count = np.minimum(room[pair], pairs.document_kept[pair] - first)
     return Windows(pairs, pair, first.astype(np.int32), count.astype(np.int32))
+
+
+def refuse_stride(rules: PairRules, room: int) -> None:
+    """Raise `ConfigError` when windows would hold nothing new. room: tokens left to both texts."""
+    window = room - (rules.max_query_tokens or 0)
+    if rules.overflow == "windows" and rules.stride >= window:
+        raise ConfigError(
+            f"model.window.stride is {rules.stride}, but of {rules.max_length} tokens a window "
+            f"has only {window} for the document.",
+            "Lower it, so that every window holds something new, or raise model.max_length.",
+        )
 
 
 def pool(windows: Windows, scores: Float32, how: Pooling) -> Float32:

@@ -119,13 +119,25 @@ def check(folder: Path) -> None:
 
 
 def _from_folder(folder: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - theirs
-    config = _config(folder)
+    config = read_config(folder)
+    if config.num_labels != 1:
+        raise ModelError(
+            f"The model in {folder} gives {config.num_labels} values a pair; a reranker gives one.",
+            "Give a checkpoint with num_labels 1.",
+        )
+    return from_folder(folder, AutoModelForSequenceClassification, config=config, **options)
+
+
+def from_folder(folder: Path, kind: Any, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - theirs
+    """A checkpoint in one of transformers' auto classes, in float32 unless `options` say otherwise.
+
+    Raises `ModelError` naming keys that are missing, unexpected or of another shape.
+    """
+    options = {"dtype": torch.float32} | options
     try:
         with without_noise():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = kind.from_pretrained(
                 str(folder),
-                config=config,
-                dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -168,25 +180,19 @@ def _refuse_difference(
         )
 
 
-def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
+def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
+    """config.json as transformers understands it. Raises `ModelError` for an impossible one."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         if settings["model_type"] == "new":
-            config = AutoConfig.for_model("gte", **gte_settings(str(folder), settings))
-        else:
-            config = AutoConfig.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+            return AutoConfig.for_model("gte", **gte_settings(str(folder), settings))
+        return AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except ModelError:
         raise
     except Exception as error:  # each class checks its config in its own way
         raise _unusable(folder, error) from error
-    if config.num_labels != 1:
-        raise ModelError(
-            f"The model in {folder} gives {config.num_labels} values a pair; a reranker gives one.",
-            "Give a checkpoint with num_labels 1.",
-        )
-    return config
 
 
 def _unusable(folder: Path, error: Exception) -> ModelError:

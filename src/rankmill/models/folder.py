@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from rankmill import tokenizer_files
 from rankmill.config import ModelConfig
-from rankmill.errors import ModelError
-from rankmill.models import ScorerModel, presets
+from rankmill.errors import ConfigError, ModelError
+from rankmill.models import ScorerModel, Tokenizer, presets, prompt_sources
 from rankmill.models.architectures import Architecture, architecture_of, refuse_broken
 from rankmill.profile import Profile
+from rankmill.prompt_tokenizer import PromptTokenizer, token_ids
+from rankmill.prompts import Prompt
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
 
@@ -28,7 +31,7 @@ from rankmill.tokens import PairRules
 _DIGESTED = (".json", ".txt", ".model", ".safetensors")
 _NOT_DIGESTED = frozenset({"README.txt", "modules.json", "trainer_state.json"})
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 EMBEDDED_NAME = "demo"
@@ -86,30 +89,31 @@ class FolderModel:
         """Fetch a hub model to this node's cache; a local folder must be there already."""
         self.path()
 
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether an instruction is part of what the model reads."""
+        return False
+
     def check(self, rules: PairRules) -> None:
         """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
-        from rankmill.models import classifiers
-
-        classifiers.check(self.path())
+        self._check_weights(self.path())
         self.tokenizer(rules).verify()
 
-    def tokenizer(self, rules: PairRules) -> PairTokenizer:
+    def tokenizer(self, rules: PairRules) -> Tokenizer:
         """The tokenizer with its pair template."""
         return PairTokenizer.load(self.path(), rules)
 
     def load(self, profile: Profile) -> ScorerModel:
         """The model on the profile's device, once its digest is confirmed."""
-        from rankmill.models import torch_encoder
-
         folder = self.path()
-        found = digest_of(folder)
+        found = self._digest_of(folder)
         if found != self.digest:
             raise ModelError(
                 f"The model {self.name} on this node has the digest {found[:12]}, "
                 f"the run's is {self.digest[:12]}.",
                 "Bring the same files to every node.",
             )
-        return torch_encoder.TorchEncoder(folder, profile)
+        return self._load_weights(folder, profile)
 
     def to_json(self) -> dict[str, Any]:
         """What names the model in run.json and in the part files."""
@@ -121,21 +125,74 @@ class FolderModel:
             "license": self.license,
         }
 
+    def _digest_of(self, folder: Path) -> str:
+        return digest_of(folder)
+
+    def _check_weights(self, folder: Path) -> None:
+        from rankmill.models import classifiers
+
+        classifiers.check(folder)
+
+    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
+        from rankmill.models import torch_encoder
+
+        return torch_encoder.TorchEncoder(folder, profile)
+
+
+@dataclass(frozen=True)
+class CausalModel(FolderModel):
+    """A causal language model in a folder or on the hub, scored by tokens' logits after a prompt.
+
+    tokens: ids of the true and the false token. instruction: in place of the prompt's usual one.
+    The digest covers the prompt, too.
+    """
+
+    prompt: Prompt = field(kw_only=True)
+    tokens: tuple[int, ...] = field(kw_only=True)
+    instruction: str | None = field(kw_only=True)
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the prompt has a place for an instruction."""
+        return self.prompt.instructed is not None
+
+    def tokenizer(self, rules: PairRules) -> Tokenizer:
+        """The tokenizer with the prompt."""
+        return PromptTokenizer.load(self.path(), self.prompt, rules, self.instruction)
+
+    def to_json(self) -> dict[str, Any]:
+        """What names the model, and its prompt."""
+        return super().to_json() | {"prompt": self.prompt.name}
+
+    def _digest_of(self, folder: Path) -> str:
+        return _digest_with(self.prompt, folder)
+
+    def _check_weights(self, folder: Path) -> None:
+        from rankmill.models import causal_lm
+
+        causal_lm.check(folder, self.tokens)
+
+    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
+        from rankmill.models import causal_lm
+
+        return causal_lm.scorer(folder, self.tokens, profile)
+
 
 def describe(config: ModelConfig) -> FolderModel:
     """Find a model: the embedded one (`demo`), a local folder, or a hub id.
 
-    Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, or
-    is of an architecture that this version does not score.
+    Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, is
+    of an architecture that this version does not score, or is a causal language model of which
+    nothing says the prompt; `ConfigError` for an instruction or a prompt that it does not take.
     """
     name = config.name
     preset = presets.find(name)
     license_ = preset.licence if preset is not None else None
     if name == EMBEDDED_NAME:
-        return _described(name, EMBEDDED, license_=license_)
+        return _described(config, EMBEDDED, license_=license_)
     local = Path(os.path.abspath(os.path.expanduser(name)))
     if local.is_dir():
-        return _described(name, local, folder=str(local))
+        return _described(config, local, folder=str(local))
     if "://" in name:
         raise ModelError(
             f"The model {name} is not a local folder.",
@@ -151,17 +208,17 @@ def describe(config: ModelConfig) -> FolderModel:
         raise ModelError(f"{name} is not supported in this version: {preset.reason}")
     cached = _snapshot(name, config.revision)
     # The hub's cache keeps each revision in a folder named by its commit.
-    return _described(name, cached, revision=cached.name, license_=license_)
+    return _described(config, cached, revision=cached.name, license_=license_)
 
 
 def _described(
-    name: str,
+    config: ModelConfig,
     files: Path,
     folder: str | None = None,
     revision: str | None = None,
     license_: str | None = None,
 ) -> FolderModel:
-    config_file = files / "config.json"
+    name, config_file = config.name, files / "config.json"
     if not config_file.is_file():
         raise ModelError(
             f"The model {name} has no config.json in {files}.",
@@ -185,7 +242,45 @@ def _described(
             f"The model {name} has no tokenizer: no {' or '.join(vocabulary)} in {files}.",
             "Save it beside the model: tokenizer.save_pretrained(FOLDER).",
         )
-    return FolderModel(name, digest_of(files), json.dumps(settings), folder, revision, license_)
+    common = (json.dumps(settings), folder, revision, license_)
+    if found.task == "ForCausalLM":
+        return _prompted(config, files, common)
+    for setting, refused in (
+        ("instruction", config.instruction is not None),
+        ("prompt", config.prompt != prompt_sources.AUTO),
+    ):
+        if refused:
+            raise ConfigError(
+                f"model.{setting} is set, but {name} is a {found.name} cross-encoder, which reads "
+                "queries and documents only.",
+                f"Leave model.{setting} out, or choose a causal reranker (`rankmill models`).",
+            )
+    return FolderModel(name, digest_of(files), *common)
+
+
+def _prompted(
+    config: ModelConfig, files: Path, common: tuple[str, str | None, str | None, str | None]
+) -> CausalModel:
+    tokenizer = tokenizer_files.load(files)
+    prompt = prompt_sources.find_prompt(config.name, config.prompt, files, tokenizer)
+    if config.instruction is not None and prompt.instructed is None:
+        raise ConfigError(
+            f"model.instruction is set, but the prompt {prompt.name} of {config.name} has no place "
+            "for one before the query.",
+            "Leave model.instruction out.",
+        )
+    return CausalModel(
+        config.name,
+        _digest_with(prompt, files),
+        *common,
+        prompt=prompt,
+        tokens=token_ids(tokenizer, prompt),
+        instruction=config.instruction,
+    )
+
+
+def _digest_with(prompt: Prompt, files: Path) -> str:
+    return hashlib.sha256((digest_of(files) + prompt.model_dump_json()).encode()).hexdigest()
 
 
 def weight_files(name: str, files: Path) -> list[Path]:
