@@ -371,6 +371,15 @@ def test_a_tokenizer_json_counts_where_its_class_has_another_template(tmp_path):
     assert template.segments == (0, 0, 0, 1, 0)
 
 
+def test_a_tokenizer_json_counts_where_its_class_forgets_a_token(tmp_path):
+    tokenizer = tiny_models.wordpiece().backend_tokenizer
+    tokenizer.add_tokens(["shardshard"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    ours = PairTokenizer.load(tmp_path, RULES)
+    assert ours.encode(["shardshard"]).ids.tolist() == [ours.largest_id]
+
+
 @pytest.mark.parametrize(("lower", "same"), [(True, True), (False, False)])
 def test_settings_of_a_step_that_class_and_file_share_are_those_of_the_settings(
     tmp_path, lower, same
@@ -403,6 +412,13 @@ def test_segments_are_given_where_the_files_are_silent_and_the_model_has_them(
     template = PairTokenizer.load(folder, RULES).template
     assert template.has_segments == given
     assert template.segments == ((0, 0, 0, 1, 1) if given else (0, 0, 0, 0, 0))
+
+
+def test_segments_are_given_for_a_bert_without_a_class_of_its_own(tmp_path):
+    tiny_models.wordpiece().save_pretrained(tmp_path)
+    change_settings(tmp_path, backend=None, model_input_names=None)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "type_vocab_size": 2}))
+    assert PairTokenizer.load(tmp_path, RULES).template.segments == (0, 0, 0, 1, 1)
 
 
 def test_a_class_that_names_its_inputs_keeps_them(load):
@@ -469,7 +485,7 @@ def test_a_text_beyond_mecabs_limit_is_tokenized(tmp_path):
         "import sys\n"
         "from rankmill import tokenizer_files\n"
         "from rankmill.encoding import encode_texts\n"
-        "print(encode_texts(tokenizer_files.load(sys.argv[1]), ['a' * 300_000]).lengths[0])\n"
+        "print(encode_texts(tokenizer_files.load(sys.argv[1]), ['a' * 200_000]).lengths[0])\n"
     )
     done = in_a_process(code, folder)
     assert done.returncode == 0
@@ -621,6 +637,18 @@ def test_a_text_that_stands_in_a_pair_twice_is_counted_twice():
     ours, pairs = made(word_level("$A [CLS] $B [SEP] $A"), ["x a"], ["shard " * 9], rules)
     assert put_together(ours, pairs)[0] == [[5, 6, 1, *[7] * 6, 2, 5, 6]]
     assert pairs.dropped.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        PairRules(64, "document", max_document_tokens=8),
+        PairRules(64, "document", overflow="windows", stride=4),
+    ],
+)
+def test_without_a_template_documents_are_neither_capped_nor_windowed(rules):
+    with pytest.raises(ConfigError, match="cannot be capped or windowed"):
+        PairTokenizer(word_level("[CLS] $B [SEP] $A"), rules)
 
 
 def test_the_slow_way_is_said_once_and_why(caplog):

@@ -600,6 +600,7 @@ def jina_files(folder: Path) -> Path:
     settings |= {f"{name}_token": token for name, token in tokens.items()}
     _write(folder, settings, model_type="bert", type_vocab_size=2)
     lowercase_bpe().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def gte(folder: Path, **changed: object) -> Path:

@@ -53,8 +53,8 @@ def load(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"{folder} has no tokenizer ({' or '.join(files)}).", _REMEDY)
     _restore_segments(tokenizer, Path(folder))
     if tokenizer.is_fast:
-        return _restore_steps(tokenizer, Path(folder))
-    if getattr(tokenizer, "word_tokenizer_type", None) == "mecab":
+        _restore_steps(tokenizer, Path(folder))
+    elif getattr(tokenizer, "word_tokenizer_type", None) == "mecab":
         tokenizer.word_tokenizer = _InPieces(tokenizer.word_tokenizer)
     return tokenizer
 
@@ -95,7 +95,7 @@ def _settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _restore_steps(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
+def _restore_steps(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Put back steps that transformers' class leaves out when it rebuilds a tokenizer.
 
     Classes of transformers 5 take the vocabulary from tokenizer.json and build the rest anew, so
@@ -107,21 +107,16 @@ def _restore_steps(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrain
     from transformers import PreTrainedTokenizerFast
 
     if type(tokenizer) is PreTrainedTokenizerFast:
-        return tokenizer
+        return  # which takes tokenizer.json as it stands
     file = folder / "tokenizer.json"
     if not file.is_file():
         _restore_charsmap(tokenizer, folder)
-        return tokenizer
+        return
     filed, rebuilt = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
-    if _steps(filed) == _steps(rebuilt) and _specials(filed) == _specials(rebuilt):
-        return tokenizer
-    return PreTrainedTokenizerFast(
-        tokenizer_object=filed,
-        pad_token=tokenizer.pad_token,
-        truncation_side=tokenizer.truncation_side,
-        model_input_names=tokenizer.model_input_names,
-        split_special_tokens=tokenizer.split_special_tokens,
-    )
+    same = _steps(filed) == _steps(rebuilt) and _specials(filed) == _specials(rebuilt)
+    if not same or not _added(filed) <= _added(rebuilt):
+        # A tokenizer object given to a constructor would be copied, a second for 250,000 pieces.
+        tokenizer._tokenizer = filed
 
 
 def _restore_charsmap(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -155,7 +150,13 @@ def _kinds(state: dict[str, Any]) -> Iterator[str]:
         yield from _kinds(step)
 
 
+def _added(tokenizer: Tokenizer) -> set[str]:
+    """Texts that are tokens whatever the steps make of them."""
+    return {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+
+
 def _specials(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids and segment ids of a pair of empty texts."""
     nothing = tokenizer.encode("", "")
     return nothing.ids, nothing.type_ids
 
