@@ -16,18 +16,18 @@ import numpy.typing as npt
 from rankmill import storage
 from rankmill.profile import Precision
 from rankmill.scorer import Scorer, score_pairs
-from rankmill.tokens import TokenizedPairs, assemble
+from rankmill.windows import Windows, assemble, cut
 
 _RANDOM_BATCH = 8
 
 
 def in_batches(
-    scorer: Scorer, pairs: TokenizedPairs, batches: list[npt.NDArray[np.int64]]
+    scorer: Scorer, windows: Windows, batches: list[npt.NDArray[np.int64]]
 ) -> npt.NDArray[np.float32]:
-    """Scores float32 [pairs], scored in the batches given."""
-    scores = np.empty(len(pairs), np.float32)
+    """Scores float32 [pairs], each of one window, scored in the batches given."""
+    scores = np.empty(len(windows), np.float32)
     for chosen in batches:
-        scores[chosen] = scorer.model.score(assemble(pairs, scorer.tokenizer.template, chosen))
+        scores[chosen] = scorer.model.score(assemble(windows, scorer.tokenizer.template, chosen))
     return scores
 
 
@@ -59,14 +59,15 @@ def main() -> None:
             threads=arguments.threads,
             max_length=arguments.max_length,
         )
-        encoded = scorer.tokenizer.encode(texts)
-        pairs = scorer.tokenizer.pairs(encoded, number, number + np.int32(arguments.pairs))
-        alone = in_batches(scorer, pairs, [np.array([one]) for one in range(arguments.pairs)])
+        rules, template = scorer.tokenizer.rules, scorer.tokenizer.template
+        pairs = scorer.tokenizer.tokenize(texts, number, number + np.int32(arguments.pairs))
+        windows = cut(pairs, rules)
+        alone = in_batches(scorer, windows, [np.array([one]) for one in range(arguments.pairs)])
         exact = alone if exact is None else exact
-        template, profile = scorer.tokenizer.template, scorer.profile
+        own = score_pairs(scorer.model, pairs, rules, template, scorer.profile)
         others = {
-            "rankmill's batches": score_pairs(scorer.model, pairs, template, profile).scores,
-            "batches of 8 at random": in_batches(scorer, pairs, random),
+            "rankmill's batches": own.scores,
+            "batches of 8 at random": in_batches(scorer, windows, random),
             "fp32 alone": exact,
         }
         print(f"{precision}: {arguments.pairs} pairs, scores alone spread {alone.std():.3g}")

@@ -119,7 +119,7 @@ def test_bf16_scores_are_close_to_fp32_and_hardly_ever_tie(tiny_model, kind):
     assert scores.dtype == np.float32
     assert len(np.unique(exact)) == 96
     assert len(np.unique(scores)) >= 94
-    assert np.sqrt(np.mean((scores - exact) ** 2)) < 0.1 * np.std(exact)
+    assert np.sqrt(np.mean((scores - exact) ** 2)) < 0.15 * np.std(exact)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         r"5 missing: .* 2 unexpected: bert\.encoder\.layer\.0\.mlp\.gated_layers\.weight.*\n"
         r"They are JinaBERT's, .* alibi: fetch the config\.json",
     ),
-    "ALiBi over BERT's weights": (config(position_embedding_type="alibi"), "ALiBi"),
+    "ALiBi over BERT's weights": (
+        config(position_embedding_type="alibi"),
+        "feed_forward_type must be",
+    ),
     "two labels": (config(id2label={"0": "no", "1": "yes"}), "gives 2 values a pair"),
     "not a classifier": (config(architectures=["BertForMaskedLM"]), "not a sequence classifier"),
     "unknown architecture": (config(model_type="t5"), "of the architecture t5, not supported"),
@@ -330,9 +333,8 @@ def test_without_a_tokenizer_no_empty_one_takes_its_place(copied, kind):
         ("./models/mine", "not a preset, not a folder, not a hub id"),
         ("../models/mine", "not a preset, not a folder, not a hub id"),
         ("/no/such/folder", "not a preset, not a folder, not a hub id"),
-        ("s3://bucket/model", "not a local folder"),
+        ("nope://bucket/model", "cannot be fetched: Paths that start with nope://"),
         ("a name/with spaces", "could not be fetched"),
-        ("jinaai/jina-reranker-v1-tiny-en", "jina-bert .* not built in yet"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(name, said):

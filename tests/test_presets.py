@@ -6,8 +6,9 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from rankmill import Scorer
-from rankmill.models.folder import EMBEDDED
+from rankmill.models.locate import EMBEDDED
 from rankmill.models.presets import Preset, find, nearest, presets
+from rankmill.models.prompt_sources import known_prompts
 
 # name: (architecture, hidden, layers, heads, intermediate, vocab, positions)
 SHAPES = {
@@ -42,8 +43,10 @@ SHAPES = {
     "Alibaba-NLP/gte-multilingual-reranker-base": ("gte", 768, 12, 12, 3072, 250048, 8192),
     "Alibaba-NLP/gte-reranker-modernbert-base": ("modernbert", 768, 22, 12, 1152, 50368, 8192),
     "Qwen/Qwen3-Reranker-0.6B": ("causal-lm", 1024, 28, 16, 3072, 151669, 40960),
-    "mixedbread-ai/mxbai-rerank-base-v2": ("causal-lm", 896, 24, 14, 4864, None, 32768),
-    "mixedbread-ai/mxbai-rerank-large-v2": ("causal-lm", 1536, 28, 12, 8960, None, 32768),
+    "Qwen/Qwen3-Reranker-4B": ("causal-lm", 2560, 36, 32, 9728, 151669, 40960),
+    "Qwen/Qwen3-Reranker-8B": ("causal-lm", 4096, 36, 32, 12288, 151669, 40960),
+    "mixedbread-ai/mxbai-rerank-base-v2": ("causal-lm", 896, 24, 14, 4864, 151936, 32768),
+    "mixedbread-ai/mxbai-rerank-large-v2": ("causal-lm", 1536, 28, 12, 8960, 151936, 32768),
 }
 
 
@@ -78,6 +81,10 @@ def test_shape(name):
         ("mixedbread-ai/mxbai-rerank-base-v1", 184.4),
         ("Alibaba-NLP/gte-multilingual-reranker-base", 306.0),
         ("jinaai/jina-reranker-v1-tiny-en", 33.0),
+        ("Qwen/Qwen3-Reranker-0.6B", 595.8),
+        ("Qwen/Qwen3-Reranker-4B", 4021.8),
+        ("mixedbread-ai/mxbai-rerank-base-v2", 494.0),
+        ("mixedbread-ai/mxbai-rerank-large-v2", 1543.7),
     ],
 )
 def test_parameters(name, millions):
@@ -86,8 +93,7 @@ def test_parameters(name, millions):
 
 def test_what_is_not_supported_says_why():
     assert all((p.reason is None) == p.supported for p in presets())
-    supported = {p.architecture for p in presets() if p.supported}
-    assert {"bert", "xlm-roberta", "modernbert", "deberta-v2", "gte"} <= supported
+    assert all(p.supported for p in presets())
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -127,7 +133,15 @@ def test_xlm_roberta_never_uses_its_first_two_positions():
 
 
 def test_every_model_takes_the_recommended_length():
-    assert all(p.recommended_length == 512 <= p.max_length for p in presets())
+    for p in presets():
+        assert p.recommended_length == (8192 if p.architecture == "causal-lm" else 512)
+        assert p.recommended_length <= p.max_length
+
+
+def test_causal_language_models_and_no_others_name_a_known_prompt():
+    named = {p.name: p.prompt for p in presets() if p.prompt is not None}
+    assert set(named) == {p.name for p in presets() if p.architecture == "causal-lm"}
+    assert set(named.values()) == set(known_prompts()) == {"qwen3-reranker", "mxbai-rerank-v2"}
 
 
 # Published tables: author's report on japanese-reranker v2. Average, JQaRA, JaCWIR, MIRACL, JSQuAD;
@@ -222,6 +236,8 @@ def test_figures_are_not_inherited_from_the_model_above():
         "demo",
         "Alibaba-NLP/gte-multilingual-reranker-base",
         "Qwen/Qwen3-Reranker-0.6B",
+        "Qwen/Qwen3-Reranker-4B",
+        "Qwen/Qwen3-Reranker-8B",
     }
 
 

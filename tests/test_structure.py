@@ -23,7 +23,14 @@ LAYERS = [
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["tokenizer"],
+    ["windows"],
+    # A model's tokenizer; transformers is imported late.
+    ["encoding"],
+    ["tokenizer_files"],
+    ["template"],
+    ["own_pairs"],
+    ["prompts", "tokenizer"],
+    ["prompt_tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],
     ["output", "stages"],
@@ -33,7 +40,7 @@ LAYERS = [
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["progress"],
-    ["dataset", "evaluate", "job", "status"],
+    ["dataset", "evaluate", "job", "status", "verify"],
     ["demo"],
     ["console"],
     ["__init__", "cli"],
@@ -42,11 +49,12 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
 TORCH = {
+    "models.causal_lm",
     "models.classifiers",
+    "models.jina_bert",
     "models.torch_encoder",
-    "demo.judge",
-}  # demo.judge: run by hand, to train the demo's model
-TRANSFORMERS = TORCH - {"models.torch_encoder"}
+}
+TRANSFORMERS = {"models.causal_lm", "models.classifiers"}
 
 
 def name_of(path):
@@ -134,6 +142,12 @@ def test_transformers_is_imported_late_outside_the_models():
     )
 
 
+def test_peft_which_is_an_extra_stays_in_one_module():
+    assert modules_that(lambda path: "peft" in packages(imports(tree_of(path)))) == {"models.lora"}
+    # Late, or nothing would work without the extra.
+    assert modules_that(lambda path: "rankmill.models.lora" in imported_at_once(path)) == set()
+
+
 def loaded_by(statement):
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,10 +174,13 @@ def test_jobs_are_thin():
 def test_the_public_names():
     assert set(rankmill.__all__) == {
         "Evaluation",
+        "Profile",
         "RankmillError",
         "RunConfig",
         "RunResult",
         "Scorer",
+        "ScorerModel",
+        "TokenBatch",
         "evaluate",
         "load_config",
         "rerank",

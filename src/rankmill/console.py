@@ -24,6 +24,7 @@ from rankmill.job import Prepared
 from rankmill.models.presets import Preset
 from rankmill.progress import Listener, Progress, duration
 from rankmill.status import Status
+from rankmill.verify import Verification
 
 # A log file gets a line when something was committed, but not more often than this.
 _LOG_SECONDS = 10.0
@@ -284,6 +285,28 @@ def models_notes(presets: tuple[Preset, ...]) -> list[str]:
         if said:
             names.setdefault(said, []).append(preset.name)
     return [f"{', '.join(those)}: {said}" for said, those in names.items()]
+
+
+def print_verification(out: Console, found: Verification) -> None:
+    """Published scores beside those found, a table a source, and what comes of it."""
+    for one in found.comparisons:
+        variant = "" if one.variant is None else f", read as {one.variant}"
+        told = f"{one.source.source} ({one.source.computed}; ±{one.source.tolerance:g}){variant}"
+        out.print(escape(told), soft_wrap=True)
+        table = Table(box=None)
+        table.add_column("document", overflow="ellipsis", no_wrap=True, max_width=40)
+        for heading in ("expected", "found", "difference"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for example, score in zip(one.source.examples, one.found, strict=True):
+            difference = f"{score - example.score:+.5f}"
+            numbers = (f"{example.score:.4f}", f"{score:.4f}", difference)
+            table.add_row(escape(example.document), *numbers)
+        out.print(table)
+    variants = " and as ".join(name for name in found.matching if name is not None)
+    verdict = "[green]gives[/]" if found.matches else "[red]does not give[/]"
+    which = f", read as {variants}," if variants else ""
+    line = f"{found.name}{which} {verdict} its published scores (float32 on the CPU)."
+    out.print(line, soft_wrap=True)
 
 
 def _facts(rows: list[tuple[str, str]]) -> Table:

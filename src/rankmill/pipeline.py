@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,15 +29,14 @@ from rankmill import plan, profile, stages
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig
 from rankmill.envelope import Envelope
-from rankmill.errors import ConfigError, RankmillError, RunFailed
-from rankmill.models import Description
+from rankmill.errors import ConfigError, ModelError, RankmillError, RunFailed
+from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
-from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
 
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
@@ -44,11 +44,15 @@ from rankmill.tokens import PairRules
 SHARDS_AN_EXECUTION = 2_000
 # The input is scanned on the driver up to so many rows, and by Ray tasks above.
 SCAN_ON_DRIVER_ROWS = 2_000_000
+_SCAN_THREADS = 4
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 # Only this machine may reach a local cluster.
 _LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
+# In a traceback: message and remedy up to the next empty line.
+_OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -178,7 +182,8 @@ def _get(refs: list[Any]) -> list[Any]:
 def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
     """Find the runs of every row group, on the driver for small inputs, else by Ray tasks.
 
-    A cluster that is started for it stays up for the run that follows in this process.
+    Lazy: a few row groups ahead of what is taken. A cluster that is started for it stays up for
+    the run that follows in this process.
     """
     groups = list(source.row_groups)
     if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
@@ -186,8 +191,10 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
         shared = ray.put(source)
         yield from map_tasks(lambda group: plan.find_runs(ray.get(shared), group), groups)
         return
-    with ThreadPoolExecutor(4) as pool:
-        yield from pool.map(lambda group: plan.find_runs(source, group), groups)
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        for start in range(0, len(groups), _SCAN_THREADS):
+            ahead = groups[start : start + _SCAN_THREADS]
+            yield from pool.map(lambda group: plan.find_runs(source, group), ahead)
 
 
 def run_shards(
@@ -214,10 +221,19 @@ def run_shards(
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, RankmillError):
                     raise cause from None
-                raise RunFailed(
-                    f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
-                    "What is committed stays; the same command resumes.",
-                ) from error
+                raise _run_failed(error) from error
+
+
+def _run_failed(error: RayError) -> RunFailed:
+    """What ended a run. Of an error that an actor raised, Ray keeps the text alone."""
+    ours = _OUR_ERROR.findall(f"{error}\n\n")
+    if ours:
+        message, _, remedy = ours[-1].partition("\n")
+        return RunFailed(message, remedy or None)
+    return RunFailed(
+        f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
+        "What is committed stays; the same command resumes.",
+    )
 
 
 def run_context() -> DataContext:
@@ -296,7 +312,7 @@ def tokenize_block(block: pa.Table, settings: StageSettings) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(description: Description, rules: PairRules) -> PairTokenizer:
+def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
     """One tokenizer a worker process: building it takes longer than a small shard."""
     return description.tokenizer(rules)
 
@@ -312,15 +328,24 @@ class ScoreBlocks:
                 "their scores differ in the last bits.",
                 "Run on nodes of one kind.",
             )
-        self._profile = settings.profile
+        self._profile, self._rules = settings.profile, settings.rules
         self._template = settings.description.tokenizer(settings.rules).template
-        self._model = settings.description.load(settings.profile)
+        try:
+            self._model: ScorerModel | ModelError = settings.description.load(settings.profile)
+        except ModelError as error:
+            # It waits for the first shard: from here Ray would try again, and print pages.
+            self._model = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Score the envelopes of a block."""
+        """Score the envelopes of a block. Raises `ModelError` when there is no model."""
+        model = self._model
+        if isinstance(model, ModelError):
+            raise model
         return _each(
             block,
-            lambda envelope: stages.score(envelope, self._template, self._profile, self._model),
+            lambda envelope: stages.score(
+                envelope, self._rules, self._template, self._profile, model
+            ),
         )
 
 

@@ -1,8 +1,9 @@
 """The models that rankmill knows by name: shapes, lengths, licences and published figures.
 
 The data is `presets.yaml` beside this file. A preset never changes how a model is scored (that is
-read from the model's own configuration and tokenizer); it tells users what they can choose, and
-refuses early what cannot work.
+read from the model's own configuration and tokenizer), but for the prompt of a causal language
+model, which its files need not hold; it tells users what they can choose, and refuses early what
+cannot work.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class Preset(_Frozen):
     trained for); `recommended_length` is the length at which the published figures were taken.
     `truncation` is the policy of the authors' own code: `longest_first` is what transformers does
     under `truncation=True`. `template` is a pair as the tokenizer writes it (q query, d document;
-    None: not known for certain, or a prompt). `score` says what the raw score is;
-    `authors_activation` what the authors' code applies to it before it prints a score (None: not
-    known for certain). `note` says what a user has to do first. `inferred` names the fields that
-    were concluded from the model's family.
+    None: not known for certain, or a prompt). `prompt` names that of a causal model (prompts.yaml).
+    `score` says what the raw score is; `authors_activation` what the authors' code applies to it
+    before it prints a score (None: not known for certain). `note` says what a user has to do
+    first. `inferred` names the fields that were concluded from the model's family.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Preset(_Frozen):
     truncation: Literal["document", "longest_first"] | None = "longest_first"
     score: str = "logit of the single label"
     authors_activation: Literal["none", "sigmoid"] | None
+    prompt: str | None = None
     supported: bool = True
     reason: str | None = None
     note: str | None = None
