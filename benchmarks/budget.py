@@ -38,16 +38,16 @@ def main() -> None:
 
     scorer = Scorer(arguments.model, threads=arguments.threads)
     number = np.arange(arguments.pairs, dtype=np.int32)
-    pairs = scorer.tokenizer.pairs(
-        scorer.tokenizer.encode(texts), number, number + np.int32(arguments.pairs)
-    )
+    pairs = scorer.tokenizer.tokenize(texts, number, number + np.int32(arguments.pairs))
     seconds: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
     padding = {}
     for _ in range(arguments.rounds + 1):
         for budget in BUDGETS:
             profile = replace(scorer.profile, token_budget=budget)
             started = time.perf_counter()
-            scored = score_pairs(scorer.model, pairs, scorer.tokenizer.template, profile)
+            scored = score_pairs(
+                scorer.model, pairs, scorer.tokenizer.rules, scorer.tokenizer.template, profile
+            )
             seconds[budget].append(time.perf_counter() - started)
             padding[budget] = scored.padded_tokens / scored.tokens
     print(

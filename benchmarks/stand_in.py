@@ -56,6 +56,7 @@ class StandIn:
 
     digest: str = "stand-in"
     operations_per_token: float = 1e6
+    takes_instruction: bool = False
 
     def max_length(self, wanted: int) -> int:
         """No limit."""

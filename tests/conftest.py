@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import tiny_models
+from rankmill.models import locate
 
-# Before anything imports transformers: no test may reach for a hub.
+# No test may reach for a hub: neither this process, which has read the variable by now, nor those
+# that it starts.
+huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -57,6 +62,24 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str | Path], None]]:
+    """Put a folder into the hub's cache under a name, as if it had been fetched."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    locate._snapshot.cache_clear()
+
+    def put(name: str, folder: str | Path) -> None:
+        repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+
+    yield put
+    locate._snapshot.cache_clear()
 
 
 def make_pairs(queries: int, candidates: int, words: int = 6) -> pa.Table:

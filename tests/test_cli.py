@@ -365,12 +365,21 @@ def test_models_lists_presets_as_one_document(rankmill):
     assert len(names) == len(set(names)) > 3
 
 
-@pytest.mark.parametrize("columns", ["80", "200"])
-def test_models_shows_every_column_whatever_the_width(rankmill, monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", columns)
-    heading = plain(rankmill("models").out.partition("demo")[0])
-    for name in ("name", "architecture", "layers", "hidden", "tokens", "languages", "licence"):
-        assert name in heading
+@pytest.mark.parametrize("columns", [80, 120])
+def test_models_fits_the_width_and_shows_every_fact(rankmill, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = rankmill("models").out
+    assert max(map(len, out.splitlines())) <= columns
+    heading = plain(out.partition("demo")[0])
+    assert heading == "name architecture shape params tokens languages licence"
+    ruri = "cl-nagoya/ruri-v3-reranker-310m modernbert 25x768 315M 8,192 ja Apache-2.0"
+    assert ruri in plain(out)
+
+
+def test_models_says_once_what_some_of_them_need(rankmill):
+    out = plain(rankmill("models").out)
+    assert "cross-encoder-large-v1: needs MeCab to split words" in out
+    assert out.count("pip install 'rankmill[japanese]'") == 1
 
 
 def test_evaluate_prints_each_metric_by_its_name(rankmill, finished, tmp_path):

@@ -21,8 +21,9 @@ import ray.data
 import rankmill
 from conftest import make_pairs
 from ranked_runs import candidates, commit_run, ranked_part
-from rankmill import mining, plan
+from rankmill import plan
 from rankmill.errors import ConfigError, InputError, OutputBusy, OutputError, RunFailed
+from rankmill.export import mining
 from rankmill.lease import Lease
 from rankmill.store import Store
 
@@ -362,9 +363,9 @@ def test_the_same_export_gives_the_same_bytes(export: Export, run: str, tmp_path
     moved = shutil.copytree(run, tmp_path / "moved")
     assert contents(export("triplet", ranked=moved, output=tmp_path / "b", **settings)) == first
     # One worker, parts in another order, no Ray.
-    from rankmill.export import _prepare
-    from rankmill.part import export_part
-    from rankmill.recipe import ExportConfig
+    from rankmill.export.part import export_part
+    from rankmill.export.recipe import ExportConfig
+    from rankmill.export.run import _prepare
 
     store = Store(str(tmp_path / "c"))
     config = ExportConfig(format="triplet", **settings)

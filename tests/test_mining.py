@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankmill import mining
-from rankmill.mining import RankedRows, mine
-from rankmill.recipe import ExportConfig
+from rankmill.export import mining
+from rankmill.export.mining import RankedRows, mine
+from rankmill.export.recipe import ExportConfig
 
 NAN = float("nan")
 

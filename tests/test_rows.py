@@ -189,6 +189,21 @@ def test_no_rows_are_no_error():
     assert checked.several_texts == 0
 
 
+# Instructions
+
+
+def test_instructions_come_as_they_are_and_may_be_missing():
+    told = raw_text(b"judge", b"", BAD_BYTES, "é".encode())
+    found = table(document=["a", "b", "c", ""], told=told)
+    checked = check(found, ColumnNames(instruction="told"))
+    assert checked.instruction_text.to_pylist() == ["judge", "", None, "é"]
+    assert checked.reason.to_pylist() == [None, None, rows.BAD_INSTRUCTION, rows.NO_DOCUMENT]
+    nothing = check(table(told=pa.nulls(2), document=["a", "b"]), ColumnNames(instruction="told"))
+    assert nothing.instruction_text.to_pylist() == [None, None]
+    assert nothing.reason.to_pylist() == [None, None]
+    assert check(found).instruction_text is None
+
+
 # Documents of several columns
 
 TITLED = ColumnNames(document=["title", "document"])

@@ -1,4 +1,4 @@
-"""Input and output on S3, against two real servers on loopback: moto's and nanio.
+"""Input, output and models on S3, against two real servers on loopback: moto's and nanio.
 
 nanio checks every signature and ignores conditional writes; moto checks none and knows them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,14 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from conftest import make_pairs
-from rankmill import job, lease, plan, storage
-from rankmill.config import load_config
-from rankmill.errors import InputError, OutputBusy
+from rankmill import Scorer, job, lease, plan, storage
+from rankmill.config import ModelConfig, load_config
+from rankmill.errors import InputError, ModelError, OutputBusy
 from rankmill.export import export
 from rankmill.lease import Lease, Owner
+from rankmill.models import Description
+from rankmill.models.folder import describe
+from rankmill.profile import Profile
 from rankmill.store import Store
+from rankmill.tokens import PairRules
 
 KEY, SECRET = "RANKMILLKEY", "kept-out-of-everything/that+is=shown"
 QUERIES, CANDIDATES, SHARD_PAIRS = 24, 5, 40
@@ -425,3 +432,166 @@ def test_a_silent_endpoint_is_given_up_within_seconds(reached):
         with pytest.raises(InputError, match="s3://bucket/in cannot be read"):
             storage.list_files(["s3://bucket/in"])
         assert time.monotonic() - started < 30
+
+
+# Models
+
+
+MODEL = "s3://bucket/models/mine"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node's cache of models, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rankmill" / "models"
+
+
+@pytest.fixture
+def uploaded(server: Server, tiny_model: Callable[[str], str]) -> Iterator[Callable[..., None]]:
+    """A tiny model in the bucket; calling it puts another file beside the model's."""
+    fs = server.filesystem()
+    fs.put(f"{tiny_model('bert')}/", f"{MODEL.removeprefix('s3://')}/", recursive=True)
+
+    def put(name: str, content: bytes) -> None:
+        fs.pipe_file(f"{MODEL}/{name}", content)
+
+    yield put
+    fs.rm(list(fs.find("bucket/models")))
+
+
+def described(name: str, **options: Any) -> Description:
+    return describe(ModelConfig(name=name), **options)
+
+
+def test_a_model_on_s3_scores_as_its_folder_does(reached, uploaded, cache, tiny_model):
+    pairs = [("what is a shard", "A shard is a run of whole lists."), ("x", "heat transfer")]
+    there, here = (
+        Scorer(name, device="cpu", precision="fp32") for name in (f"{MODEL}/", tiny_model("bert"))
+    )
+    assert there.description.digest == here.description.digest
+    assert there.score(pairs).tolist() == here.score(pairs).tolist()
+
+
+def test_only_the_files_that_make_scores_are_fetched(reached, uploaded, cache, tiny_model):
+    others = ("README.md", "pytorch_model.bin", "checkpoint-5/model.safetensors", "_tmp/a.json")
+    for name in (*others, "1_LogitScore/config.json"):
+        uploaded(name, b"{}")
+    described(MODEL)
+    (fetched,) = cache.iterdir()
+    names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
+    wanted = {path.name for path in Path(tiny_model("bert")).iterdir()}
+    assert names == wanted | {"1_LogitScore/config.json"}
+
+
+@only_nanio
+def test_a_node_that_has_the_files_needs_the_store_no_more(reached, uploaded, cache):
+    description = described(MODEL)
+    reached(AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}", AWS_MAX_ATTEMPTS="1")
+    description.fetch()
+    assert description.tokenizer(PairRules(64, "document")).encode(["x"]).lengths.tolist() == [1]
+
+
+def test_a_model_that_changed_since_the_plan_is_refused(reached, uploaded, cache):
+    description = described(MODEL)
+    uploaded("config.json", json.dumps(json.loads(description.config) | {"a": 1}).encode())
+    description.fetch()  # this node has the version of the plan
+    shutil.rmtree(cache)
+    with pytest.raises(
+        ModelError, match=f"files in {MODEL} have changed since the run was planned"
+    ):
+        description.fetch()
+    assert list(cache.iterdir()) == []
+    assert described(MODEL).digest != description.digest
+
+
+@only_nanio
+def test_a_fetched_file_that_is_not_the_runs_is_refused(reached, uploaded, cache):
+    description = described(MODEL)
+    (config,) = cache.glob("*/config.json")
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ModelError, match=r"has the digest \w{12}, the run's is"):
+        description.load(Profile("torch", "fp32", "cpu", "any", threads=1, token_budget=512))
+
+
+def test_a_model_that_is_not_there_is_named(reached, uploaded, cache):
+    uploaded("below/vocab.txt", b"x")
+    for name, said in (
+        ("s3://no-such-bucket/mine", "There is nothing at s3://no-such-bucket/mine"),
+        ("s3://bucket/models/other", "There is nothing at s3://bucket/models/other"),
+        ("s3://bucket/models", r"The model folder s3://bucket/models has no config\.json"),
+        (f"{MODEL}/below", r"The model folder .*/below has no config\.json"),
+        (f"{MODEL}/config.json", "is not the folder of one model"),
+        ("s3://bucket/models/m*", "is not the folder of one model"),
+        ("s3://bucket/models/../models/mine", "climbs with"),
+    ):
+        with pytest.raises(ModelError, match=said) as refused:
+            described(name)
+        assert refused.value.exit_code == 2
+    assert not cache.exists()
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(server, reached, uploaded, cache):
+    if server.name == "nanio":
+        pytest.skip("nanio takes no such names")
+    uploaded("/outside/config.json", b"{}")
+    with pytest.raises(ModelError, match=r"mine//outside/config\.json is no file below it"):
+        described(MODEL)
+    assert not cache.exists()
+
+
+@only_nanio
+def test_a_model_that_may_not_be_read_is_named(reached, uploaded, cache):
+    reached(AWS_SECRET_ACCESS_KEY="wrong")
+    with pytest.raises(
+        ModelError, match=f"model {MODEL} cannot be fetched: .*signature"
+    ) as refused:
+        described(MODEL)
+    assert "credentials" in str(refused.value)
+
+
+@only_nanio
+def test_a_model_is_fetched_with_the_profile_of_the_run(
+    server, reached, uploaded, cache, tmp_path, monkeypatch
+):
+    write_profile(tmp_path, server, "batch")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert described(MODEL, profile="batch").digest
+    with pytest.raises(ModelError, match="cannot be fetched"):
+        described(MODEL)
+
+
+@only_nanio
+@pytest.mark.parametrize("named", ["mine", "../mine", MODEL])
+def test_an_adapter_on_s3_finds_its_base_beside_it(
+    server, reached, uploaded, cache, tiny_model, tmp_path, named
+):
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"))
+    lora = LoraConfig(r=2, task_type="SEQ_CLS", init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    pairs = [("what is a shard", "A shard is a run of whole lists."), ("x", "heat transfer")]
+    here = Scorer(str(tmp_path / "adapter"), device="cpu", precision="fp32").score(pairs)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    named_base = {"base_model_name_or_path": named}
+    config.write_text(json.dumps(json.loads(config.read_text()) | named_base))
+    server.filesystem().put(f"{tmp_path}/adapter/", "bucket/models/lora/", recursive=True)
+    there = Scorer("s3://bucket/models/lora", device="cpu", precision="fp32").score(pairs)
+    assert there.tolist() == here.tolist()
+
+
+@only_nanio
+def test_a_run_with_a_model_on_s3_writes_the_parts_of_a_run_with_its_folder(
+    server, uploaded, local_run, tmp_path
+):
+    command = ["rerank", "--input", local_run[0], "--output", tmp_path / "output", "--json"]
+    command += ["--model", MODEL, "--set", "compute.workers=1"]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = rankmill(server.environment(tmp_path, **cache), *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["model"]["name"] == MODEL
+    for part in sorted(local_run[1].glob("*.parquet")):
+        assert pq.read_table(tmp_path / "output" / part.name).equals(pq.read_table(part))
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.suffix not in (".safetensors", ".parquet"):
+            assert SECRET.encode() not in file.read_bytes(), file

@@ -235,6 +235,33 @@ def test_a_needed_column_that_one_file_lacks_is_named_with_the_file(write, open_
         open_at()
 
 
+TOLD = {"instruction": "told"}
+
+
+def test_a_column_of_instructions_must_be_there_and_hold_text(write, open_at, refusal):
+    path = write(PAIRS)
+    assert f"The column told (instruction) is missing in {path}." in refusal(columns=TOLD)
+    write(PAIRS | {"told": [1, 2, 3]})
+    assert "told (instruction) must hold text, found int64" in refusal(columns=TOLD)
+    write(PAIRS | {"told": ["a", None, ""]})
+    assert open_at(columns=TOLD).columns.instruction == "told"
+    write(PAIRS, "in/other.parquet")
+    with pytest.raises(InputError, match=r"column told is missing in .*other\.parquet"):
+        open_at(columns=TOLD)
+
+
+@pytest.mark.parametrize("place", ["query", "candidate"])
+def test_instructions_of_a_nested_table_stand_beside_the_query_or_the_candidate(
+    write, open_at, place
+):
+    if place == "query":
+        write(NESTED | {"told": ["judge"] * len(NESTED["query"])})
+    else:
+        told = [[c | {"told": "judge"} for c in row or []] for row in NESTED["candidates"]]
+        write(NESTED | {"candidates": told})
+    assert "told" in open_at(columns=TOLD).pair_schema.names
+
+
 # Hive partitions
 
 

@@ -302,3 +302,16 @@ def test_a_table_that_is_not_parquet_or_of_two_types_is_an_input_error(tmp_path)
     (tmp_path / "b.parquet").write_bytes(b"not Parquet")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         storage.read_table(str(tmp_path / "b.parquet"))
+
+
+# Copies
+
+
+def test_a_file_that_does_not_arrive_whole_is_an_error(tree, tmp_path):
+    tree.add("source")
+    (file,) = storage.list_files([str(tmp_path / "source")])
+    storage.download(file, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"source"
+    longer = storage.StoredFile(file.url, 99, file.version)
+    with pytest.raises(InputError, match="source cannot be read: 6 of 99 bytes arrived"):
+        storage.download(longer, tmp_path / "copy")

@@ -22,24 +22,25 @@ LAYERS = [
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
-    ["batches", "counts", "envelope", "markers", "profile", "qrels", "rank", "recipe", "rows"],
-    ["mining", "source", "tokens"],
-    ["examples", "tokenizer"],
+    ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
+    ["windows"],
+    # A model's tokenizer; transformers is imported late.
+    ["encoding"],
+    ["tokenizer_files"],
+    ["template"],
+    ["own_pairs"],
+    ["prompts", "tokenizer"],
+    ["prompt_tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],
     ["output", "stages"],
-    # Readers of committed output, a part at a time.
-    ["ranked"],
-    ["agreement"],
-    ["lists"],
-    ["part"],
     # On Ray.
     ["read"],
     ["commit"],
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["progress"],
-    ["dataset", "evaluate", "export", "job", "status"],
+    ["dataset", "evaluate", "export", "job", "status", "verify"],
     ["demo"],
     ["console"],
     ["export_command"],
@@ -48,8 +49,13 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {"models.classifiers", "models.torch_encoder"}
-TRANSFORMERS = TORCH - {"models.torch_encoder"}
+TORCH = {
+    "models.causal_lm",
+    "models.classifiers",
+    "models.jina_bert",
+    "models.torch_encoder",
+}
+TRANSFORMERS = {"models.causal_lm", "models.classifiers"}
 
 
 def name_of(path):
@@ -137,6 +143,12 @@ def test_transformers_is_imported_late_outside_the_models():
     )
 
 
+def test_peft_which_is_an_extra_stays_in_one_module():
+    assert modules_that(lambda path: "peft" in packages(imports(tree_of(path)))) == {"models.lora"}
+    # Late, or nothing would work without the extra.
+    assert modules_that(lambda path: "rankmill.models.lora" in imported_at_once(path)) == set()
+
+
 def loaded_by(statement):
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -149,7 +161,7 @@ def test_the_package_loads_without_ray_torch_and_transformers():
 
 def test_planning_and_ranking_load_without_ray_and_torch():
     pure = (
-        "from rankmill import plan, tokens, rank, rows, source, batches, schema, runs, output, part"
+        "from rankmill import plan, tokens, rank, rows, source, batches, schema, runs, output"
     )
     assert not loaded_by(pure) & {"ray", "torch", "transformers"}
 
@@ -166,10 +178,13 @@ def test_the_public_names():
     assert set(rankmill.__all__) == {
         "Evaluation",
         "ExportResult",
+        "Profile",
         "RankmillError",
         "RunConfig",
         "RunResult",
         "Scorer",
+        "ScorerModel",
+        "TokenBatch",
         "evaluate",
         "export",
         "load_config",

@@ -22,15 +22,21 @@ from rankmill.export import ExportResult, export
 if TYPE_CHECKING:
     from rankmill.dataset import rerank_dataset
     from rankmill.job import RunResult, rerank
+    from rankmill.models import ScorerModel
+    from rankmill.profile import Profile
     from rankmill.scorer import Scorer
+    from rankmill.tokens import TokenBatch
 
 __all__ = [
     "Evaluation",
     "ExportResult",
+    "Profile",
     "RankmillError",
     "RunConfig",
     "RunResult",
     "Scorer",
+    "ScorerModel",
+    "TokenBatch",
     "evaluate",
     "export",
     "load_config",
@@ -40,8 +46,11 @@ __all__ = [
 
 # Ray, torch and transformers take seconds to import: each name brings only what it needs.
 _HOMES = {
+    "Profile": "rankmill.profile",
     "RunResult": "rankmill.job",
     "Scorer": "rankmill.scorer",
+    "ScorerModel": "rankmill.models",
+    "TokenBatch": "rankmill.tokens",
     "rerank": "rankmill.job",
     "rerank_dataset": "rankmill.dataset",
 }

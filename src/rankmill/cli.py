@@ -18,6 +18,7 @@ from rankmill.evaluate import METRICS, evaluate
 from rankmill.export_command import export_command
 from rankmill.models.presets import presets
 from rankmill.status import read_status
+from rankmill.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,12 +28,15 @@ app = typer.Typer(
     help="Batch reranking: Parquet tables of queries and candidates in, ranked tables out.",
 )
 
+models_app = typer.Typer(rich_markup_mode="rich")
+app.add_typer(models_app, name="models")
+
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML with settings; flags override it.")]
 InputOption = Annotated[
     list[str] | None, typer.Option("--input", help="File, folder or glob; may be repeated.")
 ]
 OutputOption = Annotated[str | None, typer.Option("--output", help="Folder, local or s3://.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Hub id, folder, or demo.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Hub id, folder, s3:// or demo.")]
 TopKOption = Annotated[int | None, typer.Option("--top-k", help="Write the best N of a query.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N queries.")]
 SetOption = Annotated[
@@ -42,8 +46,6 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Remove an ol
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Machine-readable; nothing else on stdout.")
 ]
-
-_MODELS_WIDTH = 150
 
 
 @app.callback()
@@ -197,21 +199,48 @@ def evaluate_command(
 app.command("export")(export_command)
 
 
-@app.command()
-def models(as_json: JsonOption = False) -> None:
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the models that rankmill knows by name. Any other checkpoint of their architectures
-    works as well.
+    works as well. A shape is layers x hidden size.
 
     [bold]Example[/]
 
       rankmill models
     """
+    if context.invoked_subcommand is not None:
+        return
     known = presets()
     if as_json:
         print(json.dumps([preset.model_dump() for preset in known], indent=1, ensure_ascii=False))
         return
-    # On 80 columns, a pipe's width, most of the table would vanish beside the longest names.
-    Console(width=max(Console().width, _MODELS_WIDTH)).print(console.models_table(known))
+    out = Console(highlight=False)
+    for line in console.models_lines(known, out.width):
+        out.print(line, soft_wrap=True, markup=False)
+    for note in console.models_notes(known):
+        out.print(f"\n{note}", markup=False)
+
+
+@models_app.command("verify")
+def verify_command(
+    name: Annotated[str, typer.Argument(help="A preset with published scores, e.g. demo.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Score the examples that were published with a model, and say whether they match.
+
+    Exit code 0: they match; 1: they do not; 2: there are none, or the weights cannot be reached.
+
+    [bold]Example[/]
+
+      rankmill models verify demo
+    """
+    found = verify(name)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    else:
+        console.print_verification(Console(highlight=False), found)
+    if not found.matches:
+        raise typer.Exit(1)
 
 
 def _config(

@@ -38,6 +38,8 @@ _Yaml.add_implicit_resolver(
 
 S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
+ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
+Slopes = Literal["standard", "halved"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -47,13 +49,18 @@ class _Section(BaseModel):
 
 
 class ColumnNames(_Section):
-    """Which input columns hold what; `document` may be several, joined with one space."""
+    """Which input columns hold what; `document` may be several, joined with one space.
+
+    `instruction`: what a causal reranker is told beside each query; where a row's is null or
+    empty, `model.instruction` or the model's usual one.
+    """
 
     query_id: Name | None = "query_id"
     query: Name = "query"
     doc_id: Name | None = "doc_id"
     document: Name | Annotated[list[Name], Field(min_length=1)] = "document"
     candidates: Name = "candidates"
+    instruction: Name | None = None
 
     @property
     def document_parts(self) -> list[str]:
@@ -90,32 +97,56 @@ class OutputConfig(_Section):
 
 
 class WindowConfig(_Section):
-    """Token windows over long documents (used with `overflow: windows`)."""
+    """With `overflow: windows`: how windows follow each other, and what a pair's score is.
 
-    stride: PositiveInt = 128
+    stride: tokens of the document that a window shares with the one before, at most half a window
+    (what transformers' tokenizers call stride). pool: the pair's score is the highest of its
+    windows' raw scores, or their mean.
+    """
+
+    stride: Annotated[int, Field(ge=0)] = 128
     pool: Literal["max", "mean"] = "max"
 
 
 class ModelConfig(_Section):
-    """The cross-encoder and how pairs are cut to its length."""
+    """The cross-encoder and how pairs are brought to its length.
+
+    max_length: tokens of an input, special tokens included; lowered to the model's own limit.
+    max_query_tokens, max_document_tokens: how much of a text counts at all. truncation: where a
+    pair does not fit, `document` cuts the document (the query only where it leaves no room),
+    `longest_first` the longer text. overflow: `windows` does not cut such a document; every
+    window over it is scored beside the query that `truncation: document` leaves.
+    alibi_slopes: JinaBERT only; `auto` is halved, as the v1 rerankers are reported to be.
+    instruction, prompt: causal rerankers only; what they are told beside each query, and the name
+    of the prompt that they were trained with (`auto`: a preset's, or sentence-transformers' files).
+    """
 
     name: Name
     revision: Name | None = None
+    scorer: ImportPath | None = Field(
+        None, description="a class of one's own, module:Class, that scores the model's folder"
+    )
     backend: Literal["auto", "torch"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_length: PositiveInt = 512
     max_query_tokens: PositiveInt | None = None
+    max_document_tokens: PositiveInt | None = None
     truncation: Literal["document", "longest_first"] = "document"
     overflow: Literal["truncate", "windows"] = "truncate"
     window: WindowConfig = WindowConfig()
-    instruction: str | None = None
+    instruction: Name | None = None
+    alibi_slopes: Literal["auto"] | Slopes = "auto"
+    prompt: Name = "auto"
 
     @model_validator(mode="after")
     def _in_this_version(self) -> Self:
-        if self.overflow != "truncate":
-            raise ValueError("overflow: windows is not in this version; use truncate")
-        if self.instruction is not None:
-            raise ValueError("instruction needs a causal-LM reranker, not in this version")
+        if self.overflow == "windows" and self.truncation != "document":
+            raise ValueError(
+                "overflow: windows needs truncation: document; "
+                f"{self.truncation} would cut the query for the sake of a document that is not cut"
+            )
+        if self.scorer is not None and self.backend != "auto":
+            raise ValueError("scorer is a backend of its own; leave backend at auto")
         if self.max_query_tokens is not None and self.max_query_tokens >= self.max_length:
             raise ValueError(
                 f"max_query_tokens ({self.max_query_tokens}) must be below "
@@ -182,13 +213,14 @@ class RunConfig(_Section):
         """The settings that change what is computed or written, as plain JSON values.
 
         Input files, the model's digest and the profile are the rest of a run's identity; paths
-        of the output, the cluster's size and the report are not part of it.
+        of the output, the cluster's size and the report are not part of it. The digest stands for
+        the model's name and for the scorer's.
         """
         return {
             "input": self.input.model_dump(mode="json", exclude={"path"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
             "model": self.model.model_dump(
-                mode="json", exclude={"name", "revision", "backend", "precision"}
+                mode="json", exclude={"name", "revision", "scorer", "backend", "precision"}
             ),
         }
 

@@ -26,6 +26,7 @@ from rankmill.job import Prepared
 from rankmill.models.presets import Preset
 from rankmill.progress import Listener, Progress, duration
 from rankmill.status import Status
+from rankmill.verify import Verification
 
 # A log file gets a line when something was committed, but not more often than this.
 _LOG_SECONDS = 10.0
@@ -280,29 +281,69 @@ def counts_line(found: Evaluation) -> str:
     )
 
 
-def models_table(presets: tuple[Preset, ...]) -> Table:
-    """The models that rankmill knows by name."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("architecture", no_wrap=True)
-    for heading in ("layers", "hidden", "M params", "tokens"):
-        table.add_column(heading, justify="right")
-    for heading in ("languages", "licence", ""):
-        table.add_column(heading, overflow="fold")
-    for preset in presets:
-        millions = "" if preset.parameters is None else f"{preset.parameters / 1e6:.0f}"
-        table.add_row(
+def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
+    """The models that rankmill knows by name: a line each, or two where the width is too small."""
+    heading = ("architecture", "shape", "params", "tokens", "languages", "licence")
+    rows = [("name", heading)] + [
+        (
             preset.name,
-            preset.architecture,
-            str(preset.layers),
-            str(preset.hidden),
-            millions,
-            f"{preset.max_length:,}",
-            ", ".join(preset.languages),
-            preset.licence or "see its page",
-            "" if preset.supported else f"[yellow]not yet: {escape(preset.reason or '')}",
+            (
+                preset.architecture,
+                f"{preset.layers}x{preset.hidden}",
+                "" if preset.parameters is None else f"{preset.parameters / 1e6:.0f}M",
+                f"{preset.max_length:,}",
+                ", ".join(preset.languages),
+                preset.licence or "see its page",
+            ),
         )
-    return table
+        for preset in presets
+    ]
+    widths = [max(len(facts[column]) for _, facts in rows) for column in range(len(heading))]
+    numbers = range(1, 4)
+    longest = max(len(name) for name, _ in rows)
+    lines = []
+    for name, facts in rows:
+        told = "  ".join(
+            fact.rjust(widths[column]) if column in numbers else fact.ljust(widths[column])
+            for column, fact in enumerate(facts)
+        ).rstrip()
+        if longest + 2 + sum(widths) + 2 * (len(widths) - 1) <= width:
+            lines.append(f"{name.ljust(longest)}  {told}")
+        else:
+            lines += [name, f"  {told}"]
+    return lines
+
+
+def models_notes(presets: tuple[Preset, ...]) -> list[str]:
+    """What a user has to know before using some of the models, said once for all it is true of."""
+    names: dict[str, list[str]] = {}
+    for preset in presets:
+        said = f"not yet: {preset.reason}" if preset.reason else preset.note
+        if said:
+            names.setdefault(said, []).append(preset.name)
+    return [f"{', '.join(those)}: {said}" for said, those in names.items()]
+
+
+def print_verification(out: Console, found: Verification) -> None:
+    """Published scores beside those found, a table a source, and what comes of it."""
+    for one in found.comparisons:
+        variant = "" if one.variant is None else f", read as {one.variant}"
+        told = f"{one.source.source} ({one.source.computed}; ±{one.source.tolerance:g}){variant}"
+        out.print(escape(told), soft_wrap=True)
+        table = Table(box=None)
+        table.add_column("document", overflow="ellipsis", no_wrap=True, max_width=40)
+        for heading in ("expected", "found", "difference"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for example, score in zip(one.source.examples, one.found, strict=True):
+            difference = f"{score - example.score:+.5f}"
+            numbers = (f"{example.score:.4f}", f"{score:.4f}", difference)
+            table.add_row(escape(example.document), *numbers)
+        out.print(table)
+    variants = " and as ".join(name for name in found.matching if name is not None)
+    verdict = "[green]gives[/]" if found.matches else "[red]does not give[/]"
+    which = f", read as {variants}," if variants else ""
+    line = f"{found.name}{which} {verdict} its published scores (float32 on the CPU)."
+    out.print(line, soft_wrap=True)
 
 
 def _facts(rows: list[tuple[str, str]]) -> Table:

@@ -23,12 +23,12 @@ from rankmill.config import (
 )
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
-from rankmill.models import Description
+from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
 from rankmill.profile import Device, Precision, make_profile, probe
 from rankmill.stages import StageSettings
-from rankmill.tokens import PairRules, Truncation
+from rankmill.tokens import Overflow, PairRules, Pooling, Truncation
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -47,6 +47,7 @@ class _Settings:
     model: ModelConfig
     compute: ComputeConfig
     description: Description
+    rules: PairRules
     device: Device
     columns: ColumnNames
     prefix: str
@@ -57,12 +58,19 @@ def rerank_dataset(
     model: str = "demo",
     *,
     revision: str | None = None,
+    scorer: str | None = None,
     columns: Mapping[str, Setting] | None = None,
     device: Literal["auto", "cuda", "cpu"] = "auto",
     precision: Literal["auto"] | Precision = "auto",
     max_length: int = 512,
     max_query_tokens: int | None = None,
+    max_document_tokens: int | None = None,
     truncation: Truncation = "document",
+    overflow: Overflow = "truncate",
+    window_stride: int = 128,
+    window_pool: Pooling = "max",
+    instruction: str | None = None,
+    prompt: str = "auto",
     workers: Literal["auto"] | int = "auto",
     column_prefix: str = "rerank_",
 ) -> Dataset:
@@ -70,7 +78,8 @@ def rerank_dataset(
 
     Adds `rerank_score` and `rerank_sigmoid` float32, `rerank_rank` int32 from 1 within each
     query, `rerank_tokens_dropped` int32 and `rerank_error` string (why a row has no score; such
-    a row has no rank either). `columns` maps names as `input.columns` does.
+    a row has no rank either). `columns` maps names as `input.columns` does; the other settings are
+    those of `ModelConfig`, `window_stride` and `window_pool` its `window.stride` and `window.pool`.
 
     Rows are grouped by query with a shuffle, so their order is Ray's and there is no plan, no
     commit and no resume: use `rerank` for a job.
@@ -81,10 +90,16 @@ def rerank_dataset(
     asked = {
         "name": model,
         "revision": revision,
+        "scorer": scorer,
         "precision": precision,
         "max_length": max_length,
         "max_query_tokens": max_query_tokens,
+        "max_document_tokens": max_document_tokens,
         "truncation": truncation,
+        "overflow": overflow,
+        "window": {"stride": window_stride, "pool": window_pool},
+        "instruction": instruction,
+        "prompt": prompt,
     }
     config = read_section(ModelConfig, asked)
     compute = read_section(ComputeConfig, {"device": device, "workers": workers})
@@ -93,13 +108,14 @@ def rerank_dataset(
     if known is not None and isinstance(known.base_schema, pa.Schema):
         _check_columns(known.base_schema, names, column_prefix)
     description = describe(config)
-    length = description.max_length(max_length)
-    description.check(PairRules(length, truncation, max_query_tokens))
+    refuse_instructions(description, names.instruction)
+    rules = PairRules.of(config, description.max_length(max_length))
+    description.check(rules)
     found = pipeline.capacity()
     chosen = choose_device(compute, found)
     threads = make_profile(config, compute, chosen, pipeline.probe(chosen, 1)).threads
     pool = _leave_a_cpu(size_pool(compute, chosen, threads, found), found)
-    settings = _Settings(config, compute, description, chosen, names, column_prefix)
+    settings = _Settings(config, compute, description, rules, chosen, names, column_prefix)
     scored = pipeline.map_actors(ds, ScoreTables, (settings,), pool, _BATCH_ROWS)
     key = names.query if names.query_id is None else names.query_id
     partitions = min(_PARTITIONS_A_CPU * math.ceil(sum(found.cpus)), _MOST_PARTITIONS)
@@ -114,7 +130,8 @@ def _check_columns(found: pa.Schema, columns: ColumnNames, prefix: str) -> None:
             f"The Dataset already has the column {', '.join(clash)}.",
             "Give another column_prefix, or drop the column.",
         )
-    wanted = dict.fromkeys((columns.query, *columns.document_parts), schema.is_text)
+    texts = (columns.query, *columns.document_parts, columns.instruction)
+    wanted = dict.fromkeys(filter(None, texts), schema.is_text)
     if columns.query_id is not None:
         wanted[columns.query_id] = schema.is_id
     for name, fits in wanted.items():
@@ -149,14 +166,12 @@ class ScoreTables:
         self._settings = settings
         hardware = probe(settings.device)
         profile = make_profile(settings.model, settings.compute, settings.device, hardware)
-        length = settings.description.max_length(settings.model.max_length)
-        rules = PairRules(length, settings.model.truncation, settings.model.max_query_tokens)
-        self._tokenizer = settings.description.tokenizer(rules)
+        self._tokenizer = settings.description.tokenizer(settings.rules)
         self._model = settings.description.load(profile)
         self._stage = StageSettings(
             description=settings.description,
             profile=profile,
-            rules=rules,
+            rules=settings.rules,
             columns=settings.columns,
             has_query_id=settings.columns.query_id is not None,
             max_text_bytes=_MAX_TEXT_BYTES,
@@ -167,7 +182,13 @@ class ScoreTables:
         """The same rows with score, sigmoid, tokens_dropped and error."""
         _check_columns(table.schema, self._settings.columns, self._settings.prefix)
         envelope = stages.tokenize(Envelope(0, rows=table), self._stage, self._tokenizer)
-        scored = stages.score(envelope, self._tokenizer.template, self._stage.profile, self._model)
+        scored = stages.score(
+            envelope,
+            self._stage.rules,
+            self._tokenizer.template,
+            self._stage.profile,
+            self._model,
+        )
         assert scored.facts is not None, "scored envelopes have facts"
         assert scored.pairs is not None, "scored envelopes have pairs"
         assert scored.scores is not None, "scored envelopes have scores"

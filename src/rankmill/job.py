@@ -15,7 +15,7 @@ from rankmill.config import CONTRACT_VERSION, RunConfig
 from rankmill.errors import ConfigError, OutputBusy, OutputError, RunFailed, StartError
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
-from rankmill.models import Description
+from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.plan import Plan, make_plan
 from rankmill.pool import Pool, choose_device, size_pool
@@ -88,7 +88,8 @@ def prepare(
         stored = None if overwrite else runs.stored_run(store)
         if stored is None:
             output.refuse_foreign(store, overwrite)
-    found = describe(config.model) if model is None else model
+    found = describe(config.model, config.storage.profile) if model is None else model
+    refuse_instructions(found, config.input.columns.instruction)
     if stored is not None:
         runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
     rules = _rules(config, found)
@@ -100,7 +101,7 @@ def prepare(
         source,
         pipeline.scan(source, config.compute),
         found.operations_per_token,
-        rules.max_length,
+        rules,
         config.input.limit,
     )
     committed: dict[int, Marker] = {}
@@ -190,9 +191,7 @@ def rerank(
 
 
 def _rules(config: RunConfig, model: Description) -> PairRules:
-    asked = config.model
-    length = model.max_length(asked.max_length)
-    return PairRules(length, asked.truncation, asked.max_query_tokens)
+    return PairRules.of(config.model, model.max_length(config.model.max_length))
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -260,7 +259,7 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
     return (
-        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens a pair, "
+        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens an input, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
         f"{pool.workers} worker(s) of {profile.threads} thread(s), "
         f"{profile.token_budget} tokens a batch"

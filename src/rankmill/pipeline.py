@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,15 +29,14 @@ from rankmill import plan, profile, stages
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig
 from rankmill.envelope import Envelope
-from rankmill.errors import ConfigError, RankmillError, RunFailed
-from rankmill.models import Description
+from rankmill.errors import ConfigError, ModelError, RankmillError, RunFailed
+from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
-from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
 
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
@@ -50,6 +50,9 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 # Only this machine may reach a local cluster.
 _LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+
+# In a traceback: message and remedy up to the next empty line.
+_OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -233,10 +236,19 @@ def run_shards(
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, RankmillError):
                     raise cause from None
-                raise RunFailed(
-                    f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
-                    "What is committed stays; the same command resumes.",
-                ) from error
+                raise _run_failed(error) from error
+
+
+def _run_failed(error: RayError) -> RunFailed:
+    """What ended a run. Of an error that an actor raised, Ray keeps the text alone."""
+    ours = _OUR_ERROR.findall(f"{error}\n\n")
+    if ours:
+        message, _, remedy = ours[-1].partition("\n")
+        return RunFailed(message, remedy or None)
+    return RunFailed(
+        f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
+        "What is committed stays; the same command resumes.",
+    )
 
 
 def run_context() -> DataContext:
@@ -315,7 +327,7 @@ def tokenize_block(block: pa.Table, settings: StageSettings) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(description: Description, rules: PairRules) -> PairTokenizer:
+def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
     """One tokenizer a worker process: building it takes longer than a small shard."""
     return description.tokenizer(rules)
 
@@ -331,15 +343,24 @@ class ScoreBlocks:
                 "their scores differ in the last bits.",
                 "Run on nodes of one kind.",
             )
-        self._profile = settings.profile
+        self._profile, self._rules = settings.profile, settings.rules
         self._template = settings.description.tokenizer(settings.rules).template
-        self._model = settings.description.load(settings.profile)
+        try:
+            self._model: ScorerModel | ModelError = settings.description.load(settings.profile)
+        except ModelError as error:
+            # It waits for the first shard: from here Ray would try again, and print pages.
+            self._model = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Score the envelopes of a block."""
+        """Score the envelopes of a block. Raises `ModelError` when there is no model."""
+        model = self._model
+        if isinstance(model, ModelError):
+            raise model
         return _each(
             block,
-            lambda envelope: stages.score(envelope, self._template, self._profile, self._model),
+            lambda envelope: stages.score(
+                envelope, self._rules, self._template, self._profile, model
+            ),
         )
 
 

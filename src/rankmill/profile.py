@@ -47,7 +47,11 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Profile:
-    """How scores are computed. Part of a run's identity."""
+    """How scores are computed. Part of a run's identity.
+
+    backend: "custom" for a class of the user's own, which is given the profile and answers for
+    keeping to its device, precision and threads.
+    """
 
     backend: str
     precision: Precision
@@ -110,8 +114,9 @@ def make_profile(
             "model.precision fp16 is slower than fp32 on CPUs and less exact.",
             "Use bf16 or fp32.",
         )
+    backend = "torch" if model.backend == "auto" else model.backend
     return Profile(
-        backend="torch" if model.backend == "auto" else model.backend,
+        backend=backend if model.scorer is None else "custom",
         precision=precision,
         device=device,
         instructions=hardware.instructions,

@@ -25,6 +25,7 @@ NO_QUERY = "query is null or empty"
 NO_DOCUMENT = "document is null or empty"
 BAD_QUERY = "query is not valid UTF-8"
 BAD_DOCUMENT = "document is not valid UTF-8"
+BAD_INSTRUCTION = "instruction is not valid UTF-8"
 LONG_QUERY = "query is longer than input.max_text_bytes"
 LONG_DOCUMENT = "document is longer than input.max_text_bytes"
 BAD_SCORE = "the model's score is not finite"
@@ -38,6 +39,7 @@ class CheckedRows:
     position: int32 [n], the row's place in its candidate list, from 0.
     reason: string [n], null where the row can be scored.
     query_text, document_text: large_string [n], null where the row has a reason.
+    instruction_text: large_string [n], null where the row has none; None without such a column.
     several_texts: lists whose rows hold more than one query text.
     """
 
@@ -46,6 +48,7 @@ class CheckedRows:
     reason: pa.Array
     query_text: pa.Array
     document_text: pa.Array
+    instruction_text: pa.Array | None
     several_texts: int
 
 
@@ -81,6 +84,10 @@ def check(
     no_document = np.logical_and.reduce([_empty(text) for text, _ in parts])
     document = joined([text for text, _ in parts])
 
+    instruction, bad_instruction = None, np.zeros(rows, bool)
+    if columns.instruction is not None:
+        instruction, bad_instruction = _valid_text(table.column(columns.instruction))
+
     key = candidate_key(table, columns, has_query_id)
     no_id = bad_id = np.zeros(rows, bool)
     if has_query_id and columns.query_id is not None:
@@ -93,6 +100,7 @@ def check(
         (_longer(query, max_text_bytes), LONG_QUERY),
         (no_document, NO_DOCUMENT),
         (_empty(query), NO_QUERY),
+        (bad_instruction, BAD_INSTRUCTION),
         (bad_document, BAD_DOCUMENT),
         (bad_query, BAD_QUERY),
         (bad_id, BAD_QUERY_ID),
@@ -112,6 +120,7 @@ def check(
         reason=reasons,
         query_text=good_query,
         document_text=pc.if_else(good, document, nothing),
+        instruction_text=instruction,
         several_texts=_several_texts(lists, good_query),
     )
 

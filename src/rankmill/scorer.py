@@ -11,43 +11,56 @@ import numpy.typing as npt
 
 from rankmill import profile as profiles
 from rankmill.batches import make_batches
-from rankmill.config import ComputeConfig, ModelConfig, read_section
+from rankmill.config import ComputeConfig, ModelConfig, Slopes, read_section
 from rankmill.errors import ConfigError, InputError
 from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
 from rankmill.profile import Precision, Profile
-from rankmill.tokens import PairRules, Template, TokenizedPairs, Truncation, assemble
-
-Float32 = npt.NDArray[np.float32]
-Int32 = npt.NDArray[np.int32]
+from rankmill.tokens import (
+    Float32,
+    Overflow,
+    PairRules,
+    Pooling,
+    Template,
+    TokenizedPairs,
+    Truncation,
+)
+from rankmill.windows import assemble, cut, pool
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
     """Scores of distinct pairs and what they cost.
 
-    scores: float32 [pairs]. tokens: all tokens the model saw. padded_tokens: places of padding
-    beside them. degraded: a batch had to be halved for memory.
+    scores: float32 [pairs], NaN where the model gave none that is finite. windows: inputs of the
+    model. tokens: all tokens it saw. padded_tokens: places of padding beside them. degraded: a
+    batch had to be halved for memory.
     """
 
     scores: Float32
+    windows: int
     tokens: int
     padded_tokens: int
     degraded: bool
 
 
 def score_pairs(
-    model: ScorerModel, pairs: TokenizedPairs, template: Template, profile: Profile
+    model: ScorerModel,
+    pairs: TokenizedPairs,
+    rules: PairRules,
+    template: Template,
+    profile: Profile,
 ) -> ScoredPairs:
     """Score tokenized pairs batch by batch. A batch that does not fit in memory is halved."""
-    lengths = pairs.lengths
-    scores = np.full(len(pairs), np.nan, np.float32)
+    windows = cut(pairs, rules)
+    lengths = windows.lengths
+    scores = np.full(len(windows), np.nan, np.float32)
     padded, degraded = 0, False
     pending = list(make_batches(lengths, profile.token_budget))[::-1]
     while pending:
         chosen = pending.pop()
         try:
-            scores[chosen] = model.score(assemble(pairs, template, chosen))
+            scores[chosen] = model.score(assemble(windows, template, chosen))
         except MemoryError:
             if len(chosen) == 1:
                 raise
@@ -57,7 +70,8 @@ def score_pairs(
             continue
         padded += int(lengths[chosen].max()) * len(chosen)
     tokens = int(lengths.sum())
-    return ScoredPairs(scores, tokens, padded - tokens, degraded)
+    pooled = pool(windows, scores, rules.pooling)
+    return ScoredPairs(pooled, len(windows), tokens, padded - tokens, degraded)
 
 
 class Scorer:
@@ -66,8 +80,13 @@ class Scorer:
         scorer = Scorer("demo")
         scores = scorer.score([("query", "document"), ...])
 
+    Settings mean what they mean in `ModelConfig`; `window_stride` and `window_pool` are
+    `window.stride` and `window.pool`. `scorer` names a class of your
+    own (`"module:Class"`, see `ScorerModel`) that scores the model's folder.
+
     Raises `ModelError` when the model cannot be used and `ConfigError` for a device or precision
-    that is not there.
+    that is not there, a length that leaves the document no room, or an instruction that the
+    model does not take.
     """
 
     def __init__(
@@ -75,27 +94,42 @@ class Scorer:
         model: str,
         *,
         revision: str | None = None,
+        scorer: str | None = None,
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         precision: Literal["auto"] | Precision = "auto",
         max_length: int = 512,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         truncation: Truncation = "document",
+        overflow: Overflow = "truncate",
+        window_stride: int = 128,
+        window_pool: Pooling = "max",
+        instruction: str | None = None,
+        prompt: str = "auto",
+        alibi_slopes: Literal["auto"] | Slopes = "auto",
         threads: int | None = None,
     ) -> None:
         asked = {
             "name": model,
             "revision": revision,
+            "scorer": scorer,
             "precision": precision,
             "max_length": max_length,
             "max_query_tokens": max_query_tokens,
+            "max_document_tokens": max_document_tokens,
             "truncation": truncation,
+            "overflow": overflow,
+            "window": {"stride": window_stride, "pool": window_pool},
+            "instruction": instruction,
+            "prompt": prompt,
+            "alibi_slopes": alibi_slopes,
         }
         config = read_section(ModelConfig, asked)
         read_section(ComputeConfig, {"device": device})
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ConfigError(f"threads must be a whole number above 0, found {threads!r}.")
         self.description = describe(config)
-        rules = PairRules(self.description.max_length(max_length), truncation, max_query_tokens)
+        rules = PairRules.of(config, self.description.max_length(max_length))
         self.description.check(rules)
         hardware = profiles.probe("cuda" if device == "auto" else device)
         found: profiles.Device = "cpu"
@@ -111,24 +145,35 @@ class Scorer:
     def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:
         """Raw scores, float32 [pairs], in the order given. Equal pairs are scored once.
 
-        A score that the model cannot compute is NaN. Raises `InputError` for what is not a pair
+        A score that is not finite is NaN. Raises `InputError` for what is not a pair
         of texts.
         """
-        texts: dict[str, int] = {}
-        numbers: list[int] = []
+        queries: dict[str, int] = {}
+        documents: dict[str, int] = {}
+        numbers: list[tuple[int, int]] = []
         for place, pair in enumerate(pairs):
             if not _is_pair(pair):
                 raise InputError(
                     f"Pair {place} is not a query and a document, each a string of valid Unicode.",
                     'Give [("query", "document"), ...].',
                 )
-            numbers += [texts.setdefault(text, len(texts)) for text in pair]
+            query, document = pair
+            numbers.append(
+                (
+                    queries.setdefault(query, len(queries)),
+                    documents.setdefault(document, len(documents)),
+                )
+            )
         number = np.array(numbers, np.int32).reshape(-1, 2)
         distinct, inverse = np.unique(number, axis=0, return_inverse=True)
-        tokenized = self.tokenizer.pairs(
-            self.tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
+        texts = [*map(self.tokenizer.query_text, queries)]
+        texts += map(self.tokenizer.document_text, documents)
+        tokenized = self.tokenizer.tokenize(
+            texts, distinct[:, 0], distinct[:, 1] + np.int32(len(queries))
         )
-        scored = score_pairs(self.model, tokenized, self.tokenizer.template, self.profile)
+        scored = score_pairs(
+            self.model, tokenized, self.tokenizer.rules, self.tokenizer.template, self.profile
+        )
         return scored.scores[inverse.reshape(-1)]
 
     def rank(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -137,9 +137,11 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
     pair_schema = _pair_schema(layout, config.columns, table_schema)
     where = files[0].url if len(files) == 1 else f"{files[0].url} and {len(files) - 1} more"
     has_query_id = _check_columns(config.columns, pair_schema, where)
-    _refuse_lacking_files(
-        _needed_columns(config.columns, layout, has_query_id), schemas, partitions
-    )
+    needed = _needed_columns(config.columns, layout, has_query_id)
+    told = config.columns.instruction
+    if told is not None and told in table_schema.names:  # else it lies inside the candidates
+        needed.append(told)
+    _refuse_lacking_files(needed, schemas, partitions)
     # Names that a Parquet leaf path may start or end with when it holds text to be scored.
     leaves = frozenset([config.columns.query, *config.columns.document_parts])
     return Source(
@@ -243,6 +245,8 @@ def _check_columns(columns: ColumnNames, pairs: pa.Schema, where: str) -> bool:
     wanted += [("document", name, schema.is_text, "text") for name in columns.document_parts]
     if columns.doc_id is not None:
         wanted.append(("doc_id", columns.doc_id, schema.is_id, "text or integers"))
+    if columns.instruction is not None:
+        wanted.append(("instruction", columns.instruction, schema.is_text, "text"))
     if columns.query_id is not None and (has_query_id or asked):
         wanted.append(("query_id", columns.query_id, schema.is_id, "text or integers"))
     for role, name, fits, expected in wanted:

@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from rankmill import rows, tokens
 from rankmill.config import ColumnNames
 from rankmill.envelope import Envelope
-from rankmill.models import Description, ScorerModel
+from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.profile import Profile
 from rankmill.scorer import score_pairs
-from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules, Template, TokenizedPairs, TokenizedTexts
 
 
@@ -34,7 +33,7 @@ class StageSettings:
     depth: int | None
 
 
-def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokenizer) -> Envelope:
+def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) -> Envelope:
     """Check the rows of a shard and tokenize its distinct texts and pairs.
 
     Adds `facts`, a row a pair row: query int32 (its candidate list, -1 for none), pair int32
@@ -47,16 +46,16 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokeniz
     wanted = pc.is_null(checked.reason).to_numpy(zero_copy_only=False)
     if settings.depth is not None:
         wanted = wanted & (checked.position < settings.depth)
-    queries, query = _distinct(checked.query_text, wanted)
+    queries, query = _distinct_queries(checked, wanted, tokenizer)
     documents, document = _distinct(checked.document_text, wanted)
+    documents = [tokenizer.document_text(text) for text in documents]
 
     distinct, inverse = np.unique(
         query.astype(np.int64) * max(len(documents), 1) + document, return_inverse=True
     )
     query = (distinct // max(len(documents), 1)).astype(np.int32)
     document = (distinct % max(len(documents), 1)).astype(np.int32)
-    texts = tokenizer.encode([*queries, *documents])
-    cut = tokenizer.pairs(texts, query, document + np.int32(len(queries)))
+    cut = tokenizer.tokenize([*queries, *documents], query, document + np.int32(len(queries)))
     pair = np.full(len(wanted), -1, np.int32)
     pair[wanted] = inverse
     facts = pa.table(
@@ -64,18 +63,22 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokeniz
     ).replace_schema_metadata({"several_texts": str(checked.several_texts)})
     digests = tokens.pair_digests(queries, documents, query, document)
     return replace(
-        envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(texts)
+        envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(cut.texts)
     )
 
 
-def score(envelope: Envelope, template: Template, profile: Profile, model: ScorerModel) -> Envelope:
+def score(
+    envelope: Envelope, rules: PairRules, template: Template, profile: Profile, model: ScorerModel
+) -> Envelope:
     """Score the distinct pairs of a shard; leaves the token ids behind.
 
     Adds `scores`, float32 a distinct pair, with what they cost in its metadata.
     """
     started = time.perf_counter()
-    scored = score_pairs(model, _tokenized(envelope, template.special), template, profile)
+    pairs = _tokenized(envelope, template.special)
+    scored = score_pairs(model, pairs, rules, template, profile)
     cost = {
+        "windows": scored.windows,
         "tokens": scored.tokens,
         "padded_tokens": scored.padded_tokens,
         "degraded": scored.degraded,
@@ -103,6 +106,24 @@ def _distinct(
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
 
 
+def _distinct_queries(
+    checked: rows.CheckedRows, wanted: npt.NDArray[np.bool_], tokenizer: Tokenizer
+) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Each query as the model reads it, once with every instruction that a row gives beside it."""
+    texts, query = _distinct(checked.query_text, wanted)
+    if checked.instruction_text is None:
+        return [tokenizer.query_text(text) for text in texts], query
+    given = pc.fill_null(checked.instruction_text, "")
+    instructions, instruction = _distinct(given, wanted)
+    several = np.int64(max(len(instructions), 1))
+    both, inverse = np.unique(query.astype(np.int64) * several + instruction, return_inverse=True)
+    read = [
+        tokenizer.query_text(texts[one // several], instructions[one % several] or None)
+        for one in both
+    ]
+    return read, inverse.astype(np.int32)
+
+
 def _pairs_table(pairs: TokenizedPairs, digests: list[bytes]) -> pa.Table:
     return pa.table(
         {
@@ -117,19 +138,27 @@ def _pairs_table(pairs: TokenizedPairs, digests: list[bytes]) -> pa.Table:
 
 
 def _texts_table(texts: TokenizedTexts) -> pa.Table:
-    lists = pa.LargeListArray.from_arrays(pa.array(texts.starts), pa.array(texts.ids))
-    return pa.table({"ids": lists})
+    columns = {"ids": texts.ids, "segments": texts.segments}
+    starts = pa.array(texts.starts)
+    return pa.table(
+        {
+            name: pa.LargeListArray.from_arrays(starts, pa.array(values))
+            for name, values in columns.items()
+            if values is not None
+        }
+    )
 
 
 def _tokenized(envelope: Envelope, special: int) -> TokenizedPairs:
     assert envelope.pairs is not None, "only tokenized shards are scored"
     assert envelope.texts is not None, "only tokenized shards are scored"
-    lists = envelope.texts.column("ids").combine_chunks()
-    starts = lists.offsets.to_numpy()
-    ids = lists.values.to_numpy()
+    lists = {
+        name: envelope.texts.column(name).combine_chunks() for name in envelope.texts.schema.names
+    }
+    values = {name: list_.values.to_numpy() for name, list_ in lists.items()}
+    texts = TokenizedTexts(starts=lists["ids"].offsets.to_numpy(), **values)
     query, document, query_kept, document_kept = (
         envelope.pairs.column(name).to_numpy()
         for name in ("query", "document", "query_kept", "document_kept")
     )
-    texts = TokenizedTexts(ids, starts)
     return TokenizedPairs(texts, query, document, query_kept, document_kept, special)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
@@ -63,6 +64,13 @@ def absolute(path: str) -> str:
 def join(base: str, *names: str) -> str:
     """`base/name/…` for local paths and URLs alike."""
     return posixpath.join(base, *names)
+
+
+def user_cache() -> Path:
+    """rankmill's folder in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
+    wanted = os.environ.get("XDG_CACHE_HOME", "")
+    # By the XDG specification a relative path means nothing.
+    return Path(wanted if os.path.isabs(wanted) else os.path.expanduser("~/.cache"), "rankmill")
 
 
 @lru_cache(maxsize=16)
@@ -224,6 +232,23 @@ def current_version(file: StoredFile, profile: str | None = None) -> str:
     fs, bare = filesystem(file.url, profile)
     with reaching(file.url):
         return _version(bare, fs.info(bare))
+
+
+def is_folder(path: str, profile: str | None = None) -> bool:
+    """Whether a path is a folder. Raises `InputError` when its store cannot be reached."""
+    fs, bare = filesystem(path, profile)
+    with reaching(path):
+        return bool(fs.isdir(bare))
+
+
+def download(file: StoredFile, target: Path, profile: str | None = None) -> None:
+    """Copy a listed file to local disk. Raises `InputError` when it does not arrive whole."""
+    fs, bare = filesystem(file.url, profile)
+    with reaching(file.url):
+        fs.get_file(bare, str(target))
+        arrived = target.stat().st_size
+        if arrived != file.size:
+            raise OSError(f"{arrived:,} of {file.size:,} bytes arrived")
 
 
 @contextmanager

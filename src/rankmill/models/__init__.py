@@ -7,22 +7,64 @@ from a model repository.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from rankmill.errors import ConfigError
 from rankmill.profile import Profile
-from rankmill.tokenizer import PairTokenizer
-from rankmill.tokens import PairRules, TokenBatch
+from rankmill.tokens import (
+    Int32,
+    PairRules,
+    Template,
+    TokenBatch,
+    TokenizedPairs,
+)
 
 
 class ScorerModel(Protocol):
-    """A loaded model."""
+    """A loaded model. `model.scorer` may name a class of your own that has this method.
+
+    Such a class is built on every worker as `Class(folder: pathlib.Path, profile: Profile)`.
+    """
 
     def score(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
-        """Raw scores, float32 [batch], of padded pairs."""
+        """Raw scores, float32 [batch], of padded pairs.
+
+        A score that is not finite sends its rows to quarantine. Raises `MemoryError` when the
+        batch does not fit; it is then halved.
+        """
+        ...
+
+
+class Tokenizer(Protocol):
+    """How a model's pairs become token ids (see `PairTokenizer` and `PromptTokenizer`)."""
+
+    rules: PairRules
+    template: Template
+
+    def query_text(self, query: str, instruction: str | None = None) -> str:
+        """A query as the model reads it; pairs are told apart by it."""
+        ...
+
+    def document_text(self, document: str) -> str:
+        """A document as the model reads it."""
+        ...
+
+    def tokenize(self, texts: Sequence[str], query: Int32, document: Int32) -> TokenizedPairs:
+        """Tokenize and cut pairs, given as int32 [pairs] indices into such texts, each distinct.
+        The result has its own texts, which may be others."""
+        ...
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that a text may hold, added tokens included."""
+        ...
+
+    def verify(self) -> None:
+        """Raise `ModelError` when pairs are not what the model's own tokenizer makes of them."""
         ...
 
 
@@ -43,6 +85,11 @@ class Description(Hashable, Protocol):
         """The length that is used when `wanted` tokens are asked for."""
         ...
 
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether an instruction is part of what the model reads."""
+        ...
+
     def check(self, rules: PairRules) -> None:
         """Raise what would fail in a worker: `ModelError` for keys, class or tokenizer,
         `ConfigError` for rules that leave a document no room."""
@@ -52,8 +99,8 @@ class Description(Hashable, Protocol):
         """Make the files present on this node."""
         ...
 
-    def tokenizer(self, rules: PairRules) -> PairTokenizer:
-        """The tokenizer with its pair template."""
+    def tokenizer(self, rules: PairRules) -> Tokenizer:
+        """The tokenizer with its pair template or prompt."""
         ...
 
     def load(self, profile: Profile) -> ScorerModel:
@@ -63,3 +110,13 @@ class Description(Hashable, Protocol):
     def to_json(self) -> dict[str, Any]:
         """Name, revision, digest, licence and shape, as stored in run.json and part files."""
         ...
+
+
+def refuse_instructions(description: Description, column: str | None) -> None:
+    """Raise `ConfigError` when a column of instructions is given to a model that takes none."""
+    if column is not None and not description.takes_instruction:
+        raise ConfigError(
+            f"The column {column} holds instructions, but {description.to_json()['name']} takes "
+            "none.",
+            "Leave columns.instruction out, or choose a causal reranker (`rankmill models`).",
+        )

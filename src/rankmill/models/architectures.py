@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rankmill.errors import ModelError
 
 # What lengths and the amount of work are computed from.
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+# Sizes of attention that a config may leave to others: heads that share keys, and their width.
+_GROUPED = ("num_attention_heads", "num_key_value_heads", "head_dim")
+
+Task = Literal["ForSequenceClassification", "ForCausalLM"]
+_WANTED: dict[Task, tuple[str, str]] = {
+    "ForSequenceClassification": (
+        "a sequence classifier: it has no scoring head",
+        "Give a cross-encoder (…ForSequenceClassification with one label).",
+    ),
+    "ForCausalLM": (
+        "a causal language model: it has no tokens to answer with",
+        "Give a reranker of the kind …ForCausalLM.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -18,18 +32,35 @@ class Architecture:
 
     feed_forward: matrices of hidden x intermediate a layer (two; three where the block is gated).
     vocabulary: the file of its own tokenizer, for folders without tokenizer.json.
-    unused_positions: places of the position table that no token ever takes.
+    after_padding: positions are counted from the padding id + 1, fairseq's way, so that the
+        places of the table before it are never taken.
+    task: how the class of a checkpoint that can score ends.
     """
 
     name: str
     feed_forward: int
     vocabulary: str | None = None
-    unused_positions: int = 0
+    after_padding: bool = False
+    task: Task = "ForSequenceClassification"
+
+    def max_length(self, settings: dict[str, Any]) -> int:
+        """The longest pair that the model has positions for, in tokens."""
+        positions = int(settings["max_position_embeddings"])
+        if not self.after_padding:
+            return positions
+        return positions - 1 - int(settings.get("pad_token_id", 1))
 
     def operations_per_token(self, settings: dict[str, Any]) -> float:
-        """Two operations a weight: four attention matrices and the feed-forward block's."""
+        """Two operations a weight: four attention matrices and the feed-forward block's.
+
+        Heads may share keys and values and have a width of their own. A causal model's vocabulary
+        costs nothing: one or two of its rows, once a pair.
+        """
         hidden, inner = settings["hidden_size"], settings["intermediate_size"]
-        weights = 4 * hidden * hidden + self.feed_forward * hidden * inner
+        heads = settings.get("num_attention_heads") or 1
+        shared = settings.get("num_key_value_heads") or heads
+        width = settings.get("head_dim") or hidden // heads
+        weights = 2 * hidden * width * (heads + shared) + self.feed_forward * hidden * inner
         return 2.0 * settings["num_hidden_layers"] * weights
 
 
@@ -37,46 +68,57 @@ ARCHITECTURES = {
     one.name: one
     for one in (
         Architecture("bert", 2, "vocab.txt"),
-        # fairseq's layout: positions are counted from the padding index + 1.
-        Architecture("xlm-roberta", 2, "sentencepiece.bpe.model", unused_positions=2),
+        Architecture("electra", 2, "vocab.txt"),
+        Architecture("roberta", 2, "vocab.json", after_padding=True),
+        Architecture("camembert", 2, "sentencepiece.bpe.model", after_padding=True),
+        Architecture("xlm-roberta", 2, "sentencepiece.bpe.model", after_padding=True),
         Architecture("deberta-v2", 2, "spm.model"),
         Architecture("modernbert", 3),
+        Architecture("gte", 3, "sentencepiece.bpe.model"),
+        Architecture("jina-bert", 3),
+        Architecture("qwen2", 3, "vocab.json", task="ForCausalLM"),
+        Architecture("qwen3", 3, "vocab.json", task="ForCausalLM"),
+        Architecture("llama", 3, "tokenizer.model", task="ForCausalLM"),
     )
 }
+
+# Model types that are published with code of their own, which is not run: the architecture that
+# computes the same.
+_WITHOUT_THEIR_CODE = {"new": "gte"}
 
 
 def architecture_of(name: str, settings: dict[str, Any]) -> Architecture:
     """The architecture that a config.json names.
 
-    Raises `ModelError` when it asks for code of its repository, is not supported, or is no
-    sequence classifier.
+    Raises `ModelError` when it needs code of its repository, is not supported, or is neither a
+    sequence classifier nor a causal language model, as its kind must be.
     """
-    if settings.get("auto_map"):
+    kind = str(settings.get("model_type"))
+    # JinaBERT calls itself bert.
+    if settings.get("position_embedding_type") == "alibi":
+        kind = "jina-bert"
+    if settings.get("auto_map") and kind not in (*_WITHOUT_THEIR_CODE, "jina-bert"):
         raise ModelError(
             f"The config of {name} asks for code from its repository (auto_map).",
             "rankmill never runs it. Use a checkpoint of a class that transformers has.",
         )
-    kind = str(settings.get("model_type"))
-    if settings.get("position_embedding_type") == "alibi":
-        kind = "jina-bert (ALiBi)"
+    kind = _WITHOUT_THEIR_CODE.get(kind, kind)
     if kind not in ARCHITECTURES:
         raise ModelError(
             f"The model {name} is of the architecture {kind}, not supported in this version.",
             f"Supported: {', '.join(ARCHITECTURES)}.",
         )
-    classes = settings.get("architectures") or []
-    if classes and not any(str(c).endswith("ForSequenceClassification") for c in classes):
-        raise ModelError(
-            f"The model {name} is a {classes[0]}, not a sequence classifier: it has no scoring "
-            "head.",
-            "Give a cross-encoder (…ForSequenceClassification with one label).",
-        )
-    return ARCHITECTURES[kind]
+    found, classes = ARCHITECTURES[kind], settings.get("architectures") or []
+    if classes and not any(str(c).endswith(found.task) for c in classes):
+        wanted, remedy = _WANTED[found.task]
+        raise ModelError(f"The model {name} is a {classes[0]}, not {wanted}.", remedy)
+    return found
 
 
 def refuse_broken(config_file: Path, settings: dict[str, Any]) -> None:
     """Raise `ModelError` when a size that rankmill computes with is no whole number above 0."""
-    for key in _SIZES:
+    needed = (*_SIZES, *(key for key in _GROUPED if settings.get(key) is not None))
+    for key in needed:
         value = settings.get(key)
         if type(value) is not int or value < 1:
             raise ModelError(

@@ -7,18 +7,33 @@ collapses scores into ties (75 distinct values for 96 pairs against 96).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging
 
+from rankmill.config import Slopes
+from rankmill.encoding import without_noise
 from rankmill.errors import ModelError
+from rankmill.models.gte import gte_settings
+from rankmill.models.jina_bert import JinaBertClassifier, JinaBertConfig
+from rankmill.models.weights import weight_files
+
+_JINA_BERT_KEY = ".mlp.gated_layers.weight"
+_BLOCK_HEADS = frozenset({"xlm-roberta", "roberta", "camembert", "electra"})
+
+# The weights whose rows are the labels.
+_LAST_LAYERS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
+# Where language models keep the weights that predict tokens. No classifier uses them.
+_LANGUAGE_HEADS = ("cls.", "lm_head.", "decoder.", "lm_predictions.", "mask_predictions.")
+_CHECK_CONFIG = "Check that config.json belongs to them."
+_CHECK_ADAPTER = "An adapter brings those that were in its modules_to_save when it was trained."
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,8 @@ class PooledHead(nn.Module):
         return logits.squeeze(-1)
 
 
-class RobertaHead(nn.Module):
-    """A block that takes the first state itself: XLM-R."""
+class BlockHead(nn.Module):
+    """A block that takes the first state itself: RoBERTa and its kin, ELECTRA."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -96,8 +111,8 @@ def load(folder: Path) -> Classifier:
         head: nn.Module = ModernBertHead(
             model.head, model.classifier, model.config.classifier_pooling
         )
-    elif kind == "xlm-roberta":
-        head = RobertaHead(model.classifier)
+    elif kind in _BLOCK_HEADS:
+        head = BlockHead(model.classifier)
     elif kind == "deberta-v2":
         head = PooledHead(model.pooler, model.classifier)
     else:
@@ -105,6 +120,34 @@ def load(folder: Path) -> Classifier:
         body.register_module("pooler", None)
         head = PooledHead(pooler, model.classifier)
     return Classifier(body, head)
+
+
+def load_jina(folder: Path, slopes: Slopes) -> Classifier:
+    """A JinaBERT in float32, which transformers has no class for.
+
+    Raises `ModelError` as `load` does.
+    """
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        model = JinaBertClassifier(JinaBertConfig.read(settings, folder / "config.json"), slopes)
+    found: dict[str, torch.Tensor] = {}
+    for file in weight_files(str(folder), folder):
+        found |= load_file(file)
+    places = model.state_dict()
+    both = places.keys() & found.keys()
+    _refuse_difference(
+        folder,
+        missing=sorted(places.keys() - found.keys()),
+        unexpected=sorted(found.keys() - places.keys()),
+        reshaped=sorted(name for name in both if places[name].shape != found[name].shape),
+        remedy=_CHECK_CONFIG,
+    )
+    weights = {name: found[name].float() for name in places}
+    model.load_state_dict(weights, assign=True)
+    model.eval()
+    pooler = model.bert.get_submodule("pooler")
+    model.bert.register_module("pooler", None)
+    return Classifier(model.bert, PooledHead(pooler, model.classifier))
 
 
 def check(folder: Path) -> None:
@@ -115,14 +158,72 @@ def check(folder: Path) -> None:
     _from_folder(folder, device_map={"": "meta"})
 
 
-def _from_folder(folder: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - theirs
-    config = _config(folder)
+def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A checkpoint in float32 with some weights from elsewhere, by their names in the class.
+
+    They take the place of its own, and of what it lacks: the checkpoint may be that of a language
+    model, without a classifier.
+
+    Raises `ModelError` naming keys that neither has, and given ones without a place in the class.
+    """
+    model = _from_folder(folder, given)
+    places = model.state_dict()
+    stray = sorted(k for k in given if k not in places or places[k].shape != given[k].shape)
+    if stray:
+        raise ModelError(
+            f"{type(model).__name__} of {folder} has no place for {len(stray)} weights that are "
+            f"to complete it: {_some(stray)}.",
+            "Check that they were trained with this base.",
+        )
+    model.load_state_dict(given, strict=False)
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and safetensors."""
+    with without_noise():
+        model.save_pretrained(folder)
+
+
+def _from_folder(
+    folder: Path,
+    given: Mapping[str, torch.Tensor] | None = None,
+    **options: Any,  # noqa: ANN401 - theirs
+) -> PreTrainedModel:
+    config = read_config(folder)
+    if given is not None:
+        rows = [len(given[name]) for name in _LAST_LAYERS if name in given]
+        named = config.architectures or []
+        if rows:
+            config.num_labels = rows[0]
+        elif not any(str(one).endswith("ForSequenceClassification") for one in named):
+            config.num_labels = 1  # the classifier is then missing by name
+    if config.num_labels != 1:
+        raise ModelError(
+            f"The model in {folder} gives {config.num_labels} values a pair; a reranker gives one.",
+            "Give a checkpoint with num_labels 1.",
+        )
+    kind = AutoModelForSequenceClassification
+    return from_folder(folder, kind, given, config=config, **options)
+
+
+def from_folder(
+    folder: Path,
+    kind: Any,  # noqa: ANN401 - theirs
+    given: Mapping[str, torch.Tensor] | None = None,
+    **options: Any,  # noqa: ANN401 - theirs
+) -> PreTrainedModel:
+    """A checkpoint in one of transformers' auto classes, in float32 unless `options` say otherwise.
+
+    given: weights that come from elsewhere, which it may lack.
+
+    Raises `ModelError` naming keys that are missing, unexpected or of another shape.
+    """
+    options = {"dtype": torch.float32} | options
     try:
-        with _without_noise():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+        with without_noise():
+            model, info = kind.from_pretrained(
                 str(folder),
-                config=config,
-                dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -132,46 +233,58 @@ def _from_folder(folder: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN4
             )
     except Exception as error:  # each class checks its config, and safetensors its file, its way
         raise _unusable(folder, error) from error
+    unused = () if given is None else _LANGUAGE_HEADS
     _refuse_difference(
         folder,
-        missing=sorted(info["missing_keys"]),
-        unexpected=sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids")),
-        reshaped=sorted(str(key[0]) for key in info["mismatched_keys"]),
+        missing=sorted(set(info["missing_keys"]) - set(given or ())),
+        unexpected=sorted(
+            key
+            for key in info["unexpected_keys"]
+            if not key.endswith("position_ids") and not key.startswith(unused)
+        ),
+        reshaped=sorted({str(key[0]) for key in info["mismatched_keys"]} - set(given or ())),
+        remedy=_CHECK_CONFIG if given is None else _CHECK_ADAPTER,
     )
     loaded: PreTrainedModel = model
     return loaded
 
 
 def _refuse_difference(
-    folder: Path, missing: list[str], unexpected: list[str], reshaped: list[str]
+    folder: Path, missing: list[str], unexpected: list[str], reshaped: list[str], remedy: str
 ) -> None:
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-    lines = [
-        f"{len(keys)} {kind}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}"
-        for kind, keys in kinds
-        if keys
-    ]
+    lines = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds if keys]
     if lines:
+        remedy = f"Missing weights would be random numbers. {remedy}"
+        if any(key.endswith(_JINA_BERT_KEY) for key in unexpected):
+            remedy = (
+                "They are JinaBERT's, whose config.json says position_embedding_type alibi: fetch "
+                "the config.json that they were published with."
+            )
         raise ModelError(
             f"The weights in {folder} do not match the class that its config names: "
             f"{'; '.join(lines)}.",
-            "Missing weights would be random numbers. Check that config.json belongs to them.",
+            remedy,
         )
 
 
-def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (", …" if len(keys) > 4 else "")
+
+
+def read_config(folder: Path) -> Any:  # noqa: ANN401 - transformers' configs share no typed base
+    """config.json as transformers understands it. Raises `ModelError` for an impossible one."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        config = AutoConfig.from_pretrained(
+        if settings["model_type"] == "new":
+            return AutoConfig.for_model("gte", **gte_settings(str(folder), settings))
+        return AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
+    except ModelError:
+        raise
     except Exception as error:  # each class checks its config in its own way
         raise _unusable(folder, error) from error
-    if config.num_labels != 1:
-        raise ModelError(
-            f"The model in {folder} gives {config.num_labels} values a pair; a reranker gives one.",
-            "Give a checkpoint with num_labels 1.",
-        )
-    return config
 
 
 def _unusable(folder: Path, error: Exception) -> ModelError:
@@ -180,17 +293,3 @@ def _unusable(folder: Path, error: Exception) -> ModelError:
         f"{type(error).__name__}: {' '.join(str(error).split())}.",
         "Give a folder written by save_pretrained.",
     )
-
-
-@contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
-    """transformers draws and reports on stderr; callers keep their own setting of it."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

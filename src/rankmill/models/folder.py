@@ -1,4 +1,4 @@
-"""Models as folders: where they are, what is in them, whether they can be trusted.
+"""Models as folders: what is in them, and whether they can be trusted.
 
 A folder needs `config.json`, tokenizer files and safetensors. Pickled weights are not read and
 no code from a repository is run, whatever its config asks for.
@@ -8,45 +8,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from rankmill.config import ModelConfig
-from rankmill.errors import ModelError
-from rankmill.models import ScorerModel, presets
+from rankmill import tokenizer_files
+from rankmill.config import ModelConfig, Slopes
+from rankmill.errors import ConfigError, ModelError
+from rankmill.models import (
+    Description,
+    ScorerModel,
+    Tokenizer,
+    adapter,
+    custom,
+    presets,
+    prompt_sources,
+)
 from rankmill.models.architectures import Architecture, architecture_of, refuse_broken
+from rankmill.models.locate import Place, locate
+from rankmill.models.prompt_sources import token_ids
+from rankmill.models.weights import weight_files
 from rankmill.profile import Profile
+from rankmill.prompt_tokenizer import PromptTokenizer
+from rankmill.prompts import Prompt
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
-
-# What makes scores. Pictures, readmes and other formats of the weights do not.
-_DIGESTED = (".json", ".txt", ".model", ".safetensors")
-_NOT_DIGESTED = frozenset({"README.txt", "modules.json", "trainer_state.json"})
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
-_WEIGHTS = "model.safetensors"
-_WEIGHTS_INDEX = "model.safetensors.index.json"
-EMBEDDED_NAME = "demo"
-EMBEDDED = Path(__file__).parent.parent / "demo" / "model"
 
 
 @dataclass(frozen=True)
 class FolderModel:
-    """A sequence classifier of a supported architecture in a local folder or on the hub.
-
-    `folder` is None for the embedded model, and for a hub model, which each node fetches.
-    """
+    """A sequence classifier of a supported architecture, as a folder on every node."""
 
     name: str
     digest: str
     config: str
-    folder: str | None = None
-    revision: str | None = None
+    place: Place
     license: str | None = None
 
     @property
@@ -67,101 +65,167 @@ class FolderModel:
 
     def max_length(self, wanted: int) -> int:
         """`wanted`, or the model's own limit where that is lower."""
-        positions = int(self.settings["max_position_embeddings"])
-        return min(wanted, positions - self.architecture.unused_positions)
+        return min(wanted, self.architecture.max_length(self.settings))
 
     def path(self) -> Path:
-        """The folder on this node. Raises `ModelError` when it is not there."""
-        if self.name == EMBEDDED_NAME:
-            return EMBEDDED
-        if self.folder is not None:
-            if not Path(self.folder, "config.json").is_file():
-                raise ModelError(
-                    f"The model folder {self.folder} is not on this node.",
-                    "Copy it to the same path on every node, or use a hub model.",
-                )
-            return Path(self.folder)
-        return _snapshot(self.name, self.revision)
+        """The folder on this node. Raises `ModelError` when it cannot be had."""
+        return self.place.path()
 
     def fetch(self) -> None:
-        """Fetch a hub model to this node's cache; a local folder must be there already."""
+        """Make the files present on this node; a local folder must be there already."""
         self.path()
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether an instruction is part of what the model reads."""
+        return False
 
     def check(self, rules: PairRules) -> None:
         """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
-        from rankmill.models import classifiers
+        self._check_weights(self.path())
+        tokenizer = self.tokenizer(rules)
+        rows = self.settings.get("vocab_size")
+        if isinstance(rows, int) and tokenizer.largest_id >= rows:
+            raise ModelError(
+                f"The tokenizer of {self.name} has the id {tokenizer.largest_id}, the model only "
+                f"{rows} word embeddings.",
+                "Give the model the tokenizer that it was trained with.",
+            )
+        tokenizer.verify()
 
-        classifiers.check(self.path())
-        self.tokenizer(rules).verify()
-
-    def tokenizer(self, rules: PairRules) -> PairTokenizer:
+    def tokenizer(self, rules: PairRules) -> Tokenizer:
         """The tokenizer with its pair template."""
         return PairTokenizer.load(self.path(), rules)
 
     def load(self, profile: Profile) -> ScorerModel:
         """The model on the profile's device, once its digest is confirmed."""
-        from rankmill.models import torch_encoder
-
-        folder = self.path()
-        found = digest_of(folder)
+        found = self._digest_here()
         if found != self.digest:
             raise ModelError(
                 f"The model {self.name} on this node has the digest {found[:12]}, "
                 f"the run's is {self.digest[:12]}.",
                 "Bring the same files to every node.",
             )
-        return torch_encoder.TorchEncoder(folder, profile)
+        return self._load_weights(self.path(), profile)
 
     def to_json(self) -> dict[str, Any]:
         """What names the model in run.json and in the part files."""
         return {
             "name": self.name,
-            "revision": self.revision,
+            **self.place.to_json(),
             "digest": self.digest,
             "architecture": self.architecture.name,
             "license": self.license,
         }
 
+    def _digest_here(self) -> str:
+        return self.place.digest()
 
-def describe(config: ModelConfig) -> FolderModel:
-    """Find a model: the embedded one (`demo`), a local folder, or a hub id.
+    def _check_weights(self, folder: Path) -> None:
+        from rankmill.models import classifiers
 
-    Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, or
-    is of an architecture that this version does not score.
+        classifiers.check(folder)
+
+    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
+        from rankmill.models import torch_encoder
+
+        return torch_encoder.TorchEncoder(folder, profile)
+
+
+@dataclass(frozen=True)
+class JinaModel(FolderModel):
+    """A JinaBERT. slopes: how its last heads weigh distance (see `jina_bert.alibi_slopes`)."""
+
+    slopes: Slopes = field(kw_only=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """What names the model, and its slopes."""
+        return super().to_json() | {"alibi_slopes": self.slopes}
+
+    def _check_weights(self, folder: Path) -> None:
+        from rankmill.models import classifiers
+
+        classifiers.load_jina(folder, self.slopes)
+
+    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
+        from rankmill.models import classifiers, torch_encoder
+
+        return torch_encoder.TorchEncoder(
+            folder, profile, partial(classifiers.load_jina, slopes=self.slopes)
+        )
+
+
+@dataclass(frozen=True)
+class CausalModel(FolderModel):
+    """A causal language model, scored by tokens' logits after a prompt.
+
+    tokens: ids of the true and the false token. instruction: in place of the prompt's usual one.
+    The digest covers the prompt, too.
+    """
+
+    prompt: Prompt = field(kw_only=True)
+    tokens: tuple[int, ...] = field(kw_only=True)
+    instruction: str | None = field(kw_only=True)
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the prompt has a place for an instruction."""
+        return self.prompt.instructed is not None
+
+    def tokenizer(self, rules: PairRules) -> Tokenizer:
+        """The tokenizer with the prompt."""
+        return PromptTokenizer.load(self.path(), self.prompt, rules, self.instruction)
+
+    def to_json(self) -> dict[str, Any]:
+        """What names the model, and its prompt."""
+        return super().to_json() | {"prompt": self.prompt.name}
+
+    def _digest_here(self) -> str:
+        return _digest_with(self.prompt, self.place)
+
+    def _check_weights(self, folder: Path) -> None:
+        from rankmill.models import causal_lm
+
+        causal_lm.check(folder, self.tokens)
+
+    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
+        from rankmill.models import causal_lm
+
+        return causal_lm.scorer(folder, self.tokens, profile)
+
+
+def describe(config: ModelConfig, profile: str | None = None) -> Description:
+    """Find a model: `demo`, a local folder, a folder on an object store, or a hub id.
+
+    The folder may be a LoRA adapter's. profile: the AWS profile for an object store.
+
+    Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, is
+    of an architecture that this version does not score, or is a causal language model of which
+    nothing says the prompt; `ConfigError` for an instruction, a prompt or slopes that it does not
+    take.
     """
     name = config.name
     preset = presets.find(name)
     license_ = preset.licence if preset is not None else None
-    if name == EMBEDDED_NAME:
-        return _described(name, EMBEDDED, license_=license_)
-    local = Path(os.path.abspath(os.path.expanduser(name)))
-    if local.is_dir():
-        return _described(name, local, folder=str(local))
-    if "://" in name:
-        raise ModelError(
-            f"The model {name} is not a local folder.",
-            "Models on object stores are not in this version; copy it to a folder.",
+    if config.scorer is not None:
+        return custom.describe(
+            name, config.scorer, locate(name, config.revision, profile), license_
         )
-    if preset is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        near = presets.nearest(name)
-        raise ModelError(
-            f"There is no model {name}: not a preset, not a folder, not a hub id (owner/name).",
-            f"Did you mean {near[0]}?" if near else "`rankmill models` lists the presets.",
-        )
-    if preset is not None and not preset.supported:
+    if preset is not None and not preset.supported and not Path(name).is_dir():
         raise ModelError(f"{name} is not supported in this version: {preset.reason}")
-    cached = _snapshot(name, config.revision)
-    # The hub's cache keeps each revision in a folder named by its commit.
-    return _described(name, cached, revision=cached.name, license_=license_)
+    place = locate(name, config.revision, profile)
+    files = place.path()
+    if adapter.is_adapter(files):
+        merged = adapter.find_base(name, place, profile)
+        return _described(config, merged, [merged.base.path(), files], license_)
+    return _described(config, place, [files], license_)
 
 
 def _described(
-    name: str,
-    files: Path,
-    folder: str | None = None,
-    revision: str | None = None,
-    license_: str | None = None,
+    config: ModelConfig, place: Place, folders: Sequence[Path], license_: str | None
 ) -> FolderModel:
+    """folders: first the one with config and weights; any of them may hold the tokenizer."""
+    name, files = config.name, folders[0]
     config_file = files / "config.json"
     if not config_file.is_file():
         raise ModelError(
@@ -177,98 +241,74 @@ def _described(
             f"{config_file} must hold a JSON object, found a {type(settings).__name__}.",
             "Give a folder written by save_pretrained.",
         )
+    if isinstance(place, adapter.MergedAdapter):  # which brings the head, or lacks it by name
+        settings.pop("architectures", None)
     found = architecture_of(name, settings)
     refuse_broken(config_file, settings)
     weight_files(name, files)
     vocabulary = ["tokenizer.json", *filter(None, [found.vocabulary])]
-    if not any((files / file).is_file() for file in vocabulary):
+    if not any((folder / file).is_file() for folder in folders for file in vocabulary):
         raise ModelError(
             f"The model {name} has no tokenizer: no {' or '.join(vocabulary)} in {files}.",
             "Save it beside the model: tokenizer.save_pretrained(FOLDER).",
         )
-    return FolderModel(name, digest_of(files), json.dumps(settings), folder, revision, license_)
+    _refuse_settings(config, found)
+    common = (json.dumps(settings), place, license_)
+    if found.task == "ForCausalLM":
+        return _prompted(config, files, common)
+    if found.name == "jina-bert":
+        return JinaModel(name, place.digest(), *common, slopes=_slopes(config, settings))
+    return FolderModel(name, place.digest(), *common)
 
 
-def weight_files(name: str, files: Path) -> list[Path]:
-    """The safetensors files that transformers would load: one, or those that an index names.
+def _slopes(config: ModelConfig, settings: dict[str, Any]) -> Slopes:
+    """What the configuration says, or else config.json; the published ones do not."""
+    if config.alibi_slopes != "auto":
+        return config.alibi_slopes
+    return "standard" if settings.get("alibi_slopes") == "standard" else "halved"
 
-    Raises `ModelError` when there are none, or when one that the index names is missing.
-    """
-    if (files / _WEIGHTS).is_file():
-        return [_readable(files / _WEIGHTS)]
-    index = files / _WEIGHTS_INDEX
-    if not index.is_file():
-        others = sorted(p.name for p in files.iterdir() if p.suffix in (".safetensors", *_PICKLED))
-        found = f"only {', '.join(others)} (nothing is ever unpickled)" if others else "no weights"
+
+def _refuse_settings(config: ModelConfig, found: Architecture) -> None:
+    """Settings that only models of one kind have."""
+    causal, jina = found.task == "ForCausalLM", found.name == "jina-bert"
+    for setting, given, wanted, whose in (
+        ("instruction", config.instruction is not None, causal, "a causal reranker"),
+        ("prompt", config.prompt != prompt_sources.AUTO, causal, "a causal reranker"),
+        ("alibi_slopes", config.alibi_slopes != "auto", jina, "a JinaBERT"),
+    ):
+        if given and not wanted:
+            raise ConfigError(
+                f"model.{setting} is set, but {config.name} is a {found.name} model.",
+                f"Leave model.{setting} out, or choose {whose} (`rankmill models`).",
+            )
+
+
+def _prompted(
+    config: ModelConfig, files: Path, common: tuple[str, Place, str | None]
+) -> CausalModel:
+    if isinstance(common[1], adapter.MergedAdapter):
         raise ModelError(
-            f"The model {name} has no {_WEIGHTS}: {found}.",
-            "Convert it once where you trust it: model.save_pretrained(FOLDER) writes safetensors.",
+            f"{config.name} is a LoRA adapter of a causal language model; only those of sequence "
+            "classifiers are merged here.",
+            "Merge it where it was trained: model.merge_and_unload().save_pretrained(FOLDER).",
         )
-    try:
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(
-            f"{index} is not an index of safetensors files.",
-            "Give a folder written by save_pretrained.",
-        ) from None
-    missing = [n for n in named if Path(n).name != n or not (files / n).is_file()]
-    if missing or not named:
-        raise ModelError(
-            f"{index} names {', '.join(missing) or 'no file'}, which is not in the folder.",
-            "Fetch the model again.",
+    tokenizer = tokenizer_files.load(files)
+    prompt = prompt_sources.find_prompt(config.name, config.prompt, files, tokenizer)
+    if config.instruction is not None and prompt.instructed is None:
+        raise ConfigError(
+            f"model.instruction is set, but the prompt {prompt.name} of {config.name} has no place "
+            "for one before the query.",
+            "Leave model.instruction out.",
         )
-    return [_readable(files / n) for n in named]
-
-
-def _readable(file: Path) -> Path:
-    try:
-        with safe_open(str(file), framework="numpy"):
-            return file
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file} is not a readable safetensors file: {error}.", "Fetch the model again."
-        ) from None
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 over the names and contents of config, tokenizer and weight files.
-
-    Cached by size and modification time, so that the actors of a node hash large weights once a
-    process, not once a shard.
-    """
-    files = sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file() and p.suffix in _DIGESTED and p.name not in _NOT_DIGESTED
+    return CausalModel(
+        config.name,
+        _digest_with(prompt, common[1]),
+        *common,
+        prompt=prompt,
+        tokens=token_ids(tokenizer, prompt),
+        instruction=config.instruction,
     )
-    stamps = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-    return _digest(stamps)
 
 
-@lru_cache(maxsize=8)
-def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
-    whole = hashlib.sha256()
-    for path, _, _ in stamps:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        whole.update(Path(path).name.encode() + b"\0" + content)
-    return whole.hexdigest()
-
-
-@lru_cache(maxsize=8)
-def _snapshot(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        near = presets.nearest(name)
-        raise ModelError(
-            f"The model {name} is not a local folder and could not be fetched from the hub: "
-            f"{reason}",
-            f"Did you mean {near[0]}?"
-            if near and near[0] != name
-            else "Check the name and the network, or give a local folder.",
-        ) from None
+def _digest_with(prompt: Prompt, place: Place) -> str:
+    return hashlib.sha256((place.digest() + prompt.model_dump_json()).encode()).hexdigest()

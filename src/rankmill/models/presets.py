@@ -1,8 +1,9 @@
 """The models that rankmill knows by name: shapes, lengths, licences and published figures.
 
 The data is `presets.yaml` beside this file. A preset never changes how a model is scored (that is
-read from the model's own configuration and tokenizer); it tells users what they can choose, and
-refuses early what cannot work.
+read from the model's own configuration and tokenizer), but for the prompt of a causal language
+model, which its files need not hold; it tells users what they can choose, and refuses early what
+cannot work.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ class _Frozen(BaseModel):
 
 
 class Figure(_Frozen):
-    """A published measurement: a ranking metric as a fraction of 1, or a time in seconds."""
+    """A published measurement: a ranking metric as a fraction of 1, seconds, or pairs/s.
+
+    `source` says who published it and where.
+    """
 
     dataset: str
     metric: str
     value: float
-    settings: str | None = None
+    settings: str | None
+    source: str
 
 
 class Preset(_Frozen):
@@ -39,9 +44,11 @@ class Preset(_Frozen):
     `positions` is the size of the position table (or the longest length that rotary positions were
     trained for); `recommended_length` is the length at which the published figures were taken.
     `truncation` is the policy of the authors' own code: `longest_first` is what transformers does
-    under `truncation=True`. `score` says what the raw score is; `authors_activation` what the
-    authors' code applies to it before it prints a score (None: not known for certain).
-    `inferred` names the fields that were concluded from the model's family.
+    under `truncation=True`. `template` is a pair as the tokenizer writes it (q query, d document;
+    None: not known for certain, or a prompt). `prompt` names that of a causal model (prompts.yaml).
+    `score` says what the raw score is; `authors_activation` what the authors' code applies to it
+    before it prints a score (None: not known for certain). `note` says what a user has to do
+    first. `inferred` names the fields that were concluded from the model's family.
     """
 
     name: str
@@ -56,11 +63,14 @@ class Preset(_Frozen):
     recommended_length: PositiveInt = 512
     languages: tuple[str, ...]
     licence: str | None
+    template: str | None
     truncation: Literal["document", "longest_first"] | None = "longest_first"
     score: str = "logit of the single label"
     authors_activation: Literal["none", "sigmoid"] | None
+    prompt: str | None = None
     supported: bool = True
     reason: str | None = None
+    note: str | None = None
     inferred: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
 

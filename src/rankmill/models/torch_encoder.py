@@ -1,7 +1,8 @@
-"""Scoring with a sequence classifier on torch, on CPU or GPU."""
+"""Scoring with a model's body and head on torch, on CPU or GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from rankmill.models import classifiers
+from rankmill.models.classifiers import Classifier
 from rankmill.profile import Profile
 from rankmill.tokens import TokenBatch
 
@@ -20,11 +22,16 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class TorchEncoder:
     """A loaded cross-encoder: body in the profile's precision, head in float32."""
 
-    def __init__(self, folder: Path, profile: Profile) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        profile: Profile,
+        load: Callable[[Path], Classifier] = classifiers.load,
+    ) -> None:
         if profile.device == "cpu":
             torch.set_num_threads(profile.threads)
         self._device = torch.device(profile.device)
-        model = classifiers.load(folder)
+        model = load(folder)
         _cast(model.body, _DTYPES[profile.precision])
         self._body = model.body.to(self._device)
         self._head = model.head.to(self._device)

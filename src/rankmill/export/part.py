@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankmill import examples, lists, mining, runs
-from rankmill.agreement import OtherRun
-from rankmill.counts import Counts
+from rankmill import runs
 from rankmill.errors import RunFailed
+from rankmill.export import examples, lists, mining
+from rankmill.export.agreement import OtherRun
+from rankmill.export.counts import Counts
+from rankmill.export.ranked import Ranked
+from rankmill.export.recipe import ExportConfig
 from rankmill.qrels import Judgements, ids_of
-from rankmill.ranked import Ranked
-from rankmill.recipe import ExportConfig
 from rankmill.store import Store
 
 # A task decodes and encodes Parquet all the time.

@@ -15,9 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rankmill.export.ranked import Ranked
 from rankmill.qrels import ids_of, match_pairs
 from rankmill.rank import Float32
-from rankmill.ranked import Ranked
 
 Hashes = npt.NDArray[np.uint64]
 

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rankmill.errors import InputError
-from rankmill.mining import Mined, RankedRows
+from rankmill.export.mining import Mined, RankedRows
+from rankmill.export.recipe import ExportConfig
 from rankmill.qrels import Ints
 from rankmill.rank import Float32, sigmoid
-from rankmill.recipe import ExportConfig
 
 # Documents of a row group: a few megabytes of text, so that readers can stream.
 _GROUP_DOCUMENTS = 8192

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rankmill.counts import Counts
+from rankmill.export.counts import Counts
+from rankmill.export.recipe import ExportConfig
 from rankmill.qrels import Ints
-from rankmill.recipe import ExportConfig
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

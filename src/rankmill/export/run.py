@@ -22,20 +22,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from rankmill import counts as counting
-from rankmill import examples, lists, runs, storage
-from rankmill.agreement import index, query_hashes
+from rankmill import runs, storage
 from rankmill.config import ComputeConfig, Setting, read_section
-from rankmill.counts import Counts
 from rankmill.errors import OutputError, RunFailed, StartError
+from rankmill.export import counts as counting
+from rankmill.export import examples, lists
+from rankmill.export.agreement import index, query_hashes
+from rankmill.export.counts import Counts
+from rankmill.export.part import TASK_CPUS, Work, export_part, model_of, out_of_reach
+from rankmill.export.ranked import Ranked, open_ranked
+from rankmill.export.recipe import ExportConfig, refuse_contradictions
 from rankmill.lease import Lease
 from rankmill.markers import PRIVATE
 from rankmill.output import refuse_overlap, refuse_relative
-from rankmill.part import TASK_CPUS, Work, export_part, model_of, out_of_reach
 from rankmill.progress import Listener, Progress
 from rankmill.qrels import Judgements, TableSource, read_judgements
-from rankmill.ranked import Ranked, open_ranked
-from rankmill.recipe import ExportConfig, refuse_contradictions
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rankmill import rows
-from rankmill.agreement import OtherRun, scores_of
 from rankmill.errors import ConfigError, InputError
-from rankmill.mining import Floats, RankedRows
+from rankmill.export.agreement import OtherRun, scores_of
+from rankmill.export.mining import Floats, RankedRows
+from rankmill.export.ranked import Ranked
+from rankmill.export.recipe import ExportConfig
 from rankmill.qrels import Ints, Judgements, ids_of, match_pairs, number_documents, numbers
 from rankmill.rank import Float32, sigmoid
-from rankmill.ranked import Ranked
-from rankmill.recipe import ExportConfig
 
 
 @dataclass(frozen=True, eq=False)

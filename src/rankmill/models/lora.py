@@ -1,0 +1,81 @@
+"""Merging a LoRA adapter into its base with peft."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from rankmill.errors import ModelError
+from rankmill.models import classifiers
+from rankmill.models.adapter import WEIGHTS
+
+# How peft names what it stores: `base_model.model.` and the module's own name in the classifier.
+_PREFIX = "base_model.model."
+_LORA = "lora_"
+# With `bias="all"` names hold the wrappers that peft puts around a module, the same weight comes
+# twice, and a module that was saved whole comes with the one that it replaced.
+_WRAPPER = re.compile(r"\.(base_layer|modules_to_save)\.")
+_REPLACED = ".original_module."
+
+
+def merge(base: Path, adapter: Path, target: Path) -> None:
+    """Write the merged classifier to a folder: float32 safetensors and config.json.
+
+    An adapter may bring whole modules (`modules_to_save`, most often a new head): they complete
+    the base, or replace what it has.
+
+    Raises `ModelError` naming the weights that neither the base nor the adapter has, or that have
+    no place in the model.
+    """
+    try:
+        stored = load_file(adapter / WEIGHTS)
+        config = LoraConfig.from_pretrained(str(adapter))
+    except Exception as error:  # safetensors and peft check their files each in their way
+        raise _unusable(adapter, error) from error
+    whole = {
+        _WRAPPER.sub(".", key.removeprefix(_PREFIX)): weight
+        for key, weight in stored.items()
+        if _LORA not in key and _REPLACED not in key
+    }
+    low_rank = {key: weight for key, weight in stored.items() if _LORA in key}
+    model = classifiers.load_completed(base, whole)
+    # The whole modules are in their places; by itself peft would wrap the head once more.
+    config.task_type = config.modules_to_save = None
+    config.base_model_name_or_path, config.inference_mode = str(base), True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for those who train
+            adapted = PeftModel(model, config)
+            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            _refuse_difference(adapter, {key for key in expected if _LORA in key}, set(low_rank))
+            set_peft_model_state_dict(adapted, low_rank)
+            merged = adapted.merge_and_unload(safe_merge=True)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _unusable(adapter, error) from error
+    classifiers.save(merged, target)
+
+
+def _refuse_difference(adapter: Path, expected: set[str], found: set[str]) -> None:
+    """peft would leave a missing matrix zero or random, and pass over one too many."""
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing or unexpected:
+        kind, keys = ("missing", missing) if missing else ("unexpected", unexpected)
+        raise ModelError(
+            f"The weights in {adapter} are not those that its adapter_config.json names: "
+            f"{len(keys)} {kind}: {', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}.",
+            "Check that adapter_config.json and the base belong to them.",
+        )
+
+
+def _unusable(adapter: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"The adapter in {adapter} cannot be merged into its base: "
+        f"{type(error).__name__}: {' '.join(str(error).split())}.",
+        "Give a folder written by peft's save_pretrained, with the base that it was trained on.",
+    )
