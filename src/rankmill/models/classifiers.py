@@ -1,8 +1,8 @@
 """Sequence classifiers of transformers on torch, loaded whole and taken apart: body and head.
 
-The body gives the last hidden states, in whatever precision and by whatever backend; the head
-(pooler and classifier) turns them into logits, always in float32, because a half-precision head
-collapses scores into ties (75 distinct values for 96 pairs against 96).
+The body gives the last hidden states that the head reads, in whatever precision and by whatever
+backend; the head (pooler and classifier) turns them into logits, always in float32, because a
+half-precision head collapses scores into ties (75 distinct values for 96 pairs against 96).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Classifier:
     """A cross-encoder in float32.
 
     body: called with input_ids and, where there are any, token_type_ids and attention_mask
-    (int64 [batch, length]); gives an output with last_hidden_state [batch, length, hidden].
+    (int64 [batch, length]); gives an output with last_hidden_state [batch, length, hidden], or
+    [batch, 1, hidden] where the head reads no other than the first.
     head: (states float32, mask or None) -> logits float32 [batch].
     """
 
