@@ -47,7 +47,9 @@ def main() -> None:
         for budget in BUDGETS:
             profile = replace(scorer.profile, token_budget=budget)
             started = time.perf_counter()
-            scored = score_pairs(scorer.model, pairs, scorer.tokenizer.template, profile)
+            scored = score_pairs(
+                scorer.model, pairs, scorer.tokenizer.rules, scorer.tokenizer.template, profile
+            )
             seconds[budget].append(time.perf_counter() - started)
             padding[budget] = scored.padded_tokens / scored.tokens
     print(

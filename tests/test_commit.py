@@ -31,6 +31,7 @@ from rankmill.markers import Counters, Marker, WrittenFile
 from rankmill.read import ORIGIN_ROW, ShardPieces, read_shards
 from rankmill.source import open_source
 from rankmill.store import Store
+from rankmill.tokens import PairRules
 
 COLUMNS = ("query_id", "query", "doc_id", "document")
 MODEL = {"rankmill.model.name": "tiny", "rankmill.run": "f" * 64}
@@ -83,7 +84,13 @@ def scored(
         np.arange(count, dtype=np.int32),
     )
     zeros = pa.array(np.zeros(count, np.int32))
-    cost = {"tokens": 7 * count, "padded_tokens": 8 * count, "degraded": False, "seconds": 0.5}
+    cost = {
+        "windows": 2 * count,
+        "tokens": 7 * count,
+        "padded_tokens": 8 * count,
+        "degraded": False,
+        "seconds": 0.5,
+    }
     return Envelope(
         shard,
         rows=table,
@@ -354,7 +361,7 @@ def test_columns_of_the_input_named_like_an_origin_stay_beside_it():
 def read_input(folder: Path) -> list[Envelope]:
     source = open_source(InputConfig(path=str(folder)))
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    whole = plan.make_plan(source, runs, 1.0, 512)
+    whole = plan.make_plan(source, runs, 1.0, PairRules(512, "document"))
     shards = map(whole.shard, range(len(whole)))
     pieces = [ShardPieces(shard, tuple(whole.pieces(shard))) for shard in shards]
     return list(read_shards(source, pieces))

@@ -182,7 +182,6 @@ def test_a_missing_setting_is_named_with_the_ways_to_give_it(section):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model.overflow", "windows"),
         ("model.instruction", "Judge."),
         ("model.max_query_tokens", 512),
         ("reuse", ["s3://bucket/old/"]),
@@ -190,6 +189,31 @@ def test_a_missing_setting_is_named_with_the_ways_to_give_it(section):
 )
 def test_what_this_version_cannot_do_is_refused_by_name(key, value):
     assert key.split(".")[-1] in refusal(**{key: value}).message
+
+
+def test_windows_need_the_truncation_that_leaves_the_query_alone():
+    asked = {"model__overflow": "windows", "model__truncation": "longest_first"}
+    assert "windows needs truncation: document" in refusal(**asked).message
+    assert small(model__overflow="windows").model.window.stride == 128
+
+
+def test_windows_may_share_nothing_but_not_less():
+    assert small(model__window__stride=0).model.window.stride == 0
+    assert "model.window.stride" in refusal(model__window__stride=-1).message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("overflow", "windows"),
+        ("window.stride", 64),
+        ("window.pool", "mean"),
+        ("max_document_tokens", 4096),
+    ],
+)
+def test_how_long_documents_are_scored_names_a_run(key, value):
+    changed = load_config(overrides=SMALL | {f"model.{key}": value})
+    assert changed.result_settings() != small().result_settings()
 
 
 def test_an_output_on_a_store_must_not_hold_wildcards():
@@ -268,6 +292,11 @@ def test_an_empty_file_lacks_the_settings(write):
 )
 def test_an_override_is_read_as_yaml(text, expected):
     assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "+1e-3"])
+def test_a_number_with_an_exponent_is_a_number(text):
+    assert parse_override(f"output.min_score={text}") == ("output.min_score", 0.001)
 
 
 @pytest.mark.parametrize("text", ["output.top_k", "=3", " =3", "a=[", "a=2026-02-30"])

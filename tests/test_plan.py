@@ -13,12 +13,14 @@ from rankmill import plan
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.errors import InputError
 from rankmill.source import open_source
+from rankmill.tokens import PairRules
 
 # Each example writes files below a folder of its own, so one test's folder serves all of them.
 writes_files = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 NUMBERS = itertools.count()
+RULES = PairRules(512, "document")
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def make(source, pairs_a_shard=None, limit=None):
     """Plan; with max_length 1 every pair is one token, so that work can be counted in pairs."""
     operations = plan.SHARD_OPERATIONS / pairs_a_shard if pairs_a_shard else 1.0
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    return plan.make_plan(source, runs, operations, 1, limit)
+    return plan.make_plan(source, runs, operations, PairRules(1, "document"), limit)
 
 
 def most_pairs(pairs_a_shard, total):
@@ -140,6 +142,20 @@ def test_pieces_lead_to_exactly_the_rows_of_the_shard(write, keys, cut, pairs):
             group = pa.concat_tables(source.batches(source.row_groups[piece.group], ["doc_id"]))
             found += group["doc_id"].to_pylist()[piece.first : piece.stop]
         assert found == list(range(shard.start, shard.stop))
+
+
+def test_a_limit_leaves_the_rest_of_the_input_unread(write):
+    source = write([f"q{n // 5}" for n in range(100)], files=2, group_rows=10)
+    read = []
+
+    def runs():
+        for group in source.row_groups:
+            read.append(group.index)
+            yield plan.find_runs(source, group)
+
+    made = plan.make_plan(source, runs(), 1.0, PairRules(1, "document"), limit=3)
+    assert made.bounds[-1] == 15
+    assert len(read) < len(source.row_groups) / 2
 
 
 @writes_files
@@ -243,8 +259,35 @@ def test_a_small_input_is_cut_so_that_a_few_cores_have_work(write):
 def test_a_larger_model_makes_smaller_shards(write):
     source = write([str(row) for row in range(100)])
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    light, heavy = (len(plan.make_plan(source, runs, ops, 512)) for ops in (1e8, 1e11))
+    light, heavy = (len(plan.make_plan(source, runs, ops, RULES)) for ops in (1e8, 1e11))
     assert light < heavy
+
+
+def windowed(max_length, stride, cap=None):
+    return PairRules(max_length, "document", None, cap, overflow="windows", stride=stride)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (PairRules(4, "document"), lambda tokens: 4),
+        (windowed(4, 0), lambda tokens: tokens),
+        # From the second on, a window of four brings three new tokens, or two at least.
+        (windowed(4, 1), lambda tokens: 4 + 4 * (tokens - 4) / 3),
+        (windowed(4, 2), lambda tokens: 4 + 4 * (tokens - 4) / 2),
+        (windowed(4, 3), lambda tokens: 4 + 4 * (tokens - 4) / 2),
+        (windowed(4, 0, cap=5), lambda tokens: 5),
+        (windowed(4, 0, cap=2), lambda tokens: 4),
+        (windowed(64, 16), lambda tokens: tokens),
+    ],
+)
+def test_work_counts_the_tokens_of_all_windows(write, rules, expected):
+    source = write([str(row) for row in range(100)])
+    runs = [plan.find_runs(source, group) for group in source.row_groups]
+    tokens = plan.make_plan(source, runs, 1.0, RULES).tokens / 100
+    assert tokens > 6
+    made = plan.make_plan(source, runs, 1.0, rules)
+    assert made.tokens / 100 == pytest.approx(expected(tokens), abs=0.02)
 
 
 def test_the_digest_changes_when_a_border_does(write):

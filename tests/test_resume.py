@@ -29,6 +29,7 @@ from rankmill.progress import Listener, Progress
 from rankmill.read import ShardPieces, read_shards
 from rankmill.source import open_source
 from rankmill.store import Store
+from rankmill.tokens import PairRules
 
 SHARD_PAIRS = 80
 QUERIES, CANDIDATES = 96, 10
@@ -354,7 +355,7 @@ def test_a_file_replaced_after_planning_fails_its_shards_by_name(candidates, tmp
     shutil.copytree(candidates, source)
     opened = open_source(InputConfig(path=str(source)))
     runs = [plan.find_runs(opened, group) for group in opened.row_groups]
-    whole = plan.make_plan(opened, runs, 1.0, 512)
+    whole = plan.make_plan(opened, runs, 1.0, PairRules(512, "document"))
     pieces = [ShardPieces(s, tuple(whole.pieces(s))) for s in map(whole.shard, range(SHARDS))]
 
     replaced = pq.read_table(source / "1.parquet")

@@ -18,6 +18,7 @@ from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
 from rankmill.scorer import ScoredPairs, score_pairs
 from rankmill.tokens import TokenBatch, TokenizedPairs
+from rankmill.windows import cut
 
 QUERY = "what is a shard"
 DOCUMENTS = [
@@ -193,7 +194,7 @@ def forty(scorer) -> TokenizedPairs:
 
 def score_in_one_batch(scorer: Scorer, model: ScorerModel, pairs: TokenizedPairs) -> ScoredPairs:
     profile = replace(scorer.profile, token_budget=40 * 128)
-    return score_pairs(model, pairs, scorer.tokenizer.template, profile)
+    return score_pairs(model, pairs, scorer.tokenizer.rules, scorer.tokenizer.template, profile)
 
 
 @pytest.mark.parametrize("fits", [39, 7, 1])
@@ -214,8 +215,9 @@ def test_a_pair_that_does_not_fit_alone_is_a_memory_error(scorer, forty):
 
 
 def test_costs_count_the_tokens_that_the_model_saw_and_the_padding_beside_them(scorer, forty):
-    lengths = forty.lengths
+    lengths = cut(forty, scorer.tokenizer.rules).lengths
     whole = score_in_one_batch(scorer, scorer.model, forty)
+    assert whole.windows == 40
     assert whole.tokens == lengths.sum()
     assert whole.padded_tokens == 40 * lengths.max() - lengths.sum()
     alone = score_in_one_batch(scorer, SmallMemory(scorer.model, 1), forty)

@@ -23,6 +23,11 @@ LAYERS = [
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
+    ["windows"],
+    # A model's tokenizer; transformers is imported late.
+    ["encoding", "tokenizer_files"],
+    ["template"],
+    ["own_pairs"],
     ["tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["runs", "scorer"],
@@ -41,12 +46,8 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {
-    "models.classifiers",
-    "models.torch_encoder",
-    "demo.judge",
-}  # demo.judge: run by hand, to train the demo's model
-TRANSFORMERS = TORCH - {"models.torch_encoder"}
+TORCH = {"models.classifiers", "models.jina_bert", "models.torch_encoder"}
+TRANSFORMERS = {"models.classifiers"}
 
 
 def name_of(path):

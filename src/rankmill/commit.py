@@ -150,6 +150,7 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         pairs_duplicate=scored_rows - pairs_scored,
         pairs_beyond_depth=len(kept) - scored_rows,
         pairs_truncated=int(np.sum(dropped[kept] > 0)),
+        windows=cost["windows"],
         tokens=cost["tokens"],
         padded_tokens=cost["padded_tokens"],
         quarantine=dict(sorted(Counter(reason[bad]).items())),

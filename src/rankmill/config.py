@@ -27,6 +27,15 @@ from rankmill.errors import ConfigError
 
 CONTRACT_VERSION = 1
 
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as in version 1.2."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+)
+
 S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -81,14 +90,26 @@ class OutputConfig(_Section):
 
 
 class WindowConfig(_Section):
-    """Token windows over long documents (used with `overflow: windows`)."""
+    """With `overflow: windows`: how windows follow each other, and what a pair's score is.
 
-    stride: PositiveInt = 128
+    stride: tokens of the document that a window shares with the one before, at most half a window
+    (what transformers' tokenizers call stride). pool: the pair's score is the highest of its
+    windows' raw scores, or their mean.
+    """
+
+    stride: Annotated[int, Field(ge=0)] = 128
     pool: Literal["max", "mean"] = "max"
 
 
 class ModelConfig(_Section):
-    """The cross-encoder and how pairs are cut to its length."""
+    """The cross-encoder and how pairs are brought to its length.
+
+    max_length: tokens of an input, special tokens included; lowered to the model's own limit.
+    max_query_tokens, max_document_tokens: how much of a text counts at all. truncation: where a
+    pair does not fit, `document` cuts the document (the query only where it leaves no room),
+    `longest_first` the longer text. overflow: `windows` does not cut such a document; every
+    window over it is scored beside the query that `truncation: document` leaves.
+    """
 
     name: Name
     revision: Name | None = None
@@ -96,6 +117,7 @@ class ModelConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_length: PositiveInt = 512
     max_query_tokens: PositiveInt | None = None
+    max_document_tokens: PositiveInt | None = None
     truncation: Literal["document", "longest_first"] = "document"
     overflow: Literal["truncate", "windows"] = "truncate"
     window: WindowConfig = WindowConfig()
@@ -103,8 +125,11 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _in_this_version(self) -> Self:
-        if self.overflow != "truncate":
-            raise ValueError("overflow: windows is not in this version; use truncate")
+        if self.overflow == "windows" and self.truncation != "document":
+            raise ValueError(
+                "overflow: windows needs truncation: document; "
+                f"{self.truncation} would cut the query for the sake of a document that is not cut"
+            )
         if self.instruction is not None:
             raise ValueError("instruction needs a causal-LM reranker, not in this version")
         if self.max_query_tokens is not None and self.max_query_tokens >= self.max_length:
@@ -230,7 +255,7 @@ def parse_override(text: str) -> tuple[str, Setting]:
             f"--set expects a.b=value, found {text!r}.", "For example: --set output.top_k=20"
         )
     try:
-        return key.strip(), yaml.safe_load(raw)
+        return key.strip(), yaml.load(raw, _Yaml)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise ConfigError(
             f"The value of --set {key} is not valid YAML{_yaml_problem(error)}."
@@ -239,7 +264,7 @@ def parse_override(text: str) -> tuple[str, Setting]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except FileNotFoundError:
         raise ConfigError(
             f"There is no configuration file {path}.", "Give the path of a YAML file."

@@ -28,7 +28,7 @@ from rankmill.models.folder import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
 from rankmill.profile import Device, Precision, make_profile, probe
 from rankmill.stages import StageSettings
-from rankmill.tokens import PairRules, Truncation
+from rankmill.tokens import Overflow, PairRules, Pooling, Truncation
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -47,6 +47,7 @@ class _Settings:
     model: ModelConfig
     compute: ComputeConfig
     description: Description
+    rules: PairRules
     device: Device
     columns: ColumnNames
     prefix: str
@@ -62,7 +63,11 @@ def rerank_dataset(
     precision: Literal["auto"] | Precision = "auto",
     max_length: int = 512,
     max_query_tokens: int | None = None,
+    max_document_tokens: int | None = None,
     truncation: Truncation = "document",
+    overflow: Overflow = "truncate",
+    window_stride: int = 128,
+    window_pool: Pooling = "max",
     workers: Literal["auto"] | int = "auto",
     column_prefix: str = "rerank_",
 ) -> Dataset:
@@ -70,7 +75,8 @@ def rerank_dataset(
 
     Adds `rerank_score` and `rerank_sigmoid` float32, `rerank_rank` int32 from 1 within each
     query, `rerank_tokens_dropped` int32 and `rerank_error` string (why a row has no score; such
-    a row has no rank either). `columns` maps names as `input.columns` does.
+    a row has no rank either). `columns` maps names as `input.columns` does; the other settings are
+    those of `ModelConfig`, `window_stride` and `window_pool` its `window.stride` and `window.pool`.
 
     Rows are grouped by query with a shuffle, so their order is Ray's and there is no plan, no
     commit and no resume: use `rerank` for a job.
@@ -84,7 +90,10 @@ def rerank_dataset(
         "precision": precision,
         "max_length": max_length,
         "max_query_tokens": max_query_tokens,
+        "max_document_tokens": max_document_tokens,
         "truncation": truncation,
+        "overflow": overflow,
+        "window": {"stride": window_stride, "pool": window_pool},
     }
     config = read_section(ModelConfig, asked)
     compute = read_section(ComputeConfig, {"device": device, "workers": workers})
@@ -93,13 +102,13 @@ def rerank_dataset(
     if known is not None and isinstance(known.base_schema, pa.Schema):
         _check_columns(known.base_schema, names, column_prefix)
     description = describe(config)
-    length = description.max_length(max_length)
-    description.check(PairRules(length, truncation, max_query_tokens))
+    rules = PairRules.of(config, description.max_length(max_length))
+    description.check(rules)
     found = pipeline.capacity()
     chosen = choose_device(compute, found)
     threads = make_profile(config, compute, chosen, pipeline.probe(chosen, 1)).threads
     pool = _leave_a_cpu(size_pool(compute, chosen, threads, found), found)
-    settings = _Settings(config, compute, description, chosen, names, column_prefix)
+    settings = _Settings(config, compute, description, rules, chosen, names, column_prefix)
     scored = pipeline.map_actors(ds, ScoreTables, (settings,), pool, _BATCH_ROWS)
     key = names.query if names.query_id is None else names.query_id
     partitions = min(_PARTITIONS_A_CPU * math.ceil(sum(found.cpus)), _MOST_PARTITIONS)
@@ -149,14 +158,12 @@ class ScoreTables:
         self._settings = settings
         hardware = probe(settings.device)
         profile = make_profile(settings.model, settings.compute, settings.device, hardware)
-        length = settings.description.max_length(settings.model.max_length)
-        rules = PairRules(length, settings.model.truncation, settings.model.max_query_tokens)
-        self._tokenizer = settings.description.tokenizer(rules)
+        self._tokenizer = settings.description.tokenizer(settings.rules)
         self._model = settings.description.load(profile)
         self._stage = StageSettings(
             description=settings.description,
             profile=profile,
-            rules=rules,
+            rules=settings.rules,
             columns=settings.columns,
             has_query_id=settings.columns.query_id is not None,
             max_text_bytes=_MAX_TEXT_BYTES,
@@ -167,7 +174,13 @@ class ScoreTables:
         """The same rows with score, sigmoid, tokens_dropped and error."""
         _check_columns(table.schema, self._settings.columns, self._settings.prefix)
         envelope = stages.tokenize(Envelope(0, rows=table), self._stage, self._tokenizer)
-        scored = stages.score(envelope, self._tokenizer.template, self._stage.profile, self._model)
+        scored = stages.score(
+            envelope,
+            self._stage.rules,
+            self._tokenizer.template,
+            self._stage.profile,
+            self._model,
+        )
         assert scored.facts is not None, "scored envelopes have facts"
         assert scored.pairs is not None, "scored envelopes have pairs"
         assert scored.scores is not None, "scored envelopes have scores"

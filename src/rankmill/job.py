@@ -100,7 +100,7 @@ def prepare(
         source,
         pipeline.scan(source, config.compute),
         found.operations_per_token,
-        rules.max_length,
+        rules,
         config.input.limit,
     )
     committed: dict[int, Marker] = {}
@@ -190,9 +190,7 @@ def rerank(
 
 
 def _rules(config: RunConfig, model: Description) -> PairRules:
-    asked = config.model
-    length = model.max_length(asked.max_length)
-    return PairRules(length, asked.truncation, asked.max_query_tokens)
+    return PairRules.of(config.model, model.max_length(config.model.max_length))
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -270,7 +268,7 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
     return (
-        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens a pair, "
+        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens an input, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
         f"{pool.workers} worker(s) of {profile.threads} thread(s), "
         f"{profile.token_budget} tokens a batch"

@@ -20,7 +20,11 @@ FAILED = f"{PRIVATE}/failed"
 
 @dataclass(frozen=True)
 class Counters:
-    """What became of rows. They add up: see `refuse_imbalance`."""
+    """What became of rows, and what it cost. They add up: see `refuse_imbalance`.
+
+    windows: inputs of the model, one a distinct pair unless long documents are windowed. tokens:
+    of all of them. pairs_truncated: rows of which the model did not see all tokens.
+    """
 
     rows_in: int = 0
     rows_out: int = 0
@@ -34,6 +38,7 @@ class Counters:
     pairs_duplicate: int = 0
     pairs_beyond_depth: int = 0
     pairs_truncated: int = 0
+    windows: int = 0
     tokens: int = 0
     padded_tokens: int = 0
     quarantine: dict[str, int] = field(default_factory=dict)

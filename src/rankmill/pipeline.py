@@ -44,6 +44,7 @@ from rankmill.tokens import PairRules
 SHARDS_AN_EXECUTION = 2_000
 # The input is scanned on the driver up to so many rows, and by Ray tasks above.
 SCAN_ON_DRIVER_ROWS = 2_000_000
+_SCAN_THREADS = 4
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
@@ -178,7 +179,8 @@ def _get(refs: list[Any]) -> list[Any]:
 def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
     """Find the runs of every row group, on the driver for small inputs, else by Ray tasks.
 
-    A cluster that is started for it stays up for the run that follows in this process.
+    Lazy: a few row groups ahead of what is taken. A cluster that is started for it stays up for
+    the run that follows in this process.
     """
     groups = list(source.row_groups)
     if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
@@ -186,8 +188,10 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
         shared = ray.put(source)
         yield from map_tasks(lambda group: plan.find_runs(ray.get(shared), group), groups)
         return
-    with ThreadPoolExecutor(4) as pool:
-        yield from pool.map(lambda group: plan.find_runs(source, group), groups)
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        for start in range(0, len(groups), _SCAN_THREADS):
+            ahead = groups[start : start + _SCAN_THREADS]
+            yield from pool.map(lambda group: plan.find_runs(source, group), ahead)
 
 
 def run_shards(
@@ -312,7 +316,7 @@ class ScoreBlocks:
                 "their scores differ in the last bits.",
                 "Run on nodes of one kind.",
             )
-        self._profile = settings.profile
+        self._profile, self._rules = settings.profile, settings.rules
         self._template = settings.description.tokenizer(settings.rules).template
         self._model = settings.description.load(settings.profile)
 
@@ -320,7 +324,9 @@ class ScoreBlocks:
         """Score the envelopes of a block."""
         return _each(
             block,
-            lambda envelope: stages.score(envelope, self._template, self._profile, self._model),
+            lambda envelope: stages.score(
+                envelope, self._rules, self._template, self._profile, self._model
+            ),
         )
 
 

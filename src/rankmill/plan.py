@@ -7,7 +7,7 @@ A shard is a run of whole candidate lists, consecutive in the input. The planner
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from rankmill import rows
 from rankmill.errors import InputError
 from rankmill.source import RowGroup, Source
+from rankmill.tokens import PairRules
 
 # A shard's work: about a minute on one worker of the slow kind (a core of a 2-core AVX512-BF16
 # machine did 110 GFLOP/s on cranfield, MiniLM-L6 shape, bf16 through torch). A small input is cut
@@ -167,34 +168,47 @@ def make_plan(
     source: Source,
     runs: Iterable[QueryRuns],
     operations_per_token: float,
-    max_length: int,
+    rules: PairRules,
     limit: int | None = None,
 ) -> Plan:
     """Cut the input into shards.
 
-    runs: one item a row group, in order. operations_per_token: floating-point operations of the
-    model for a token; with max_length (tokens a pair) it turns bytes into work.
+    runs: one item a row group, in order; no more are taken than `limit` queries need.
+    operations_per_token: floating-point operations of the model for a token; with the rules
+    (tokens that it sees of a pair) it turns bytes into work.
 
     Raises `InputError` when a query's rows lie apart.
     """
-    runs = list(runs)
-    keys, starts = _global_runs(source.row_groups, runs)
-    text_bytes = [g.text_bytes + run.repeated_bytes for g, run in zip(source.row_groups, runs)]
+    found = list(_until(runs, limit))
+    groups = source.row_groups[: len(found)]
+    keys, starts = _global_runs(groups, found)
+    text_bytes = [group.text_bytes + run.repeated_bytes for group, run in zip(groups, found)]
     _refuse_apart(source, keys, starts)
-    total = sum(group.rows for group in source.row_groups)
+    total = sum(group.rows for group in groups)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    work = _Work(source.row_groups, text_bytes, operations_per_token, max_length)
+    work = _Work(groups, text_bytes, operations_per_token, rules)
     borders = np.append(starts, total)
     bounds, queries = _cut(borders, work)
     end = bounds[-1:]
     return Plan(
-        groups=source.row_groups,
+        groups=groups,
         bounds=bounds,
         queries=queries,
         pairs=int(work.pairs_before(end)[0].round()),
         tokens=int(work.tokens_before(end)[0].round()),
     )
+
+
+def _until(runs: Iterable[QueryRuns], limit: int | None) -> Iterator[QueryRuns]:
+    """The row groups that hold the first `limit` queries, and what shows where the last ends."""
+    queries = 0
+    for run in runs:
+        yield run
+        # A list may go on from one group to the next, so a group's runs may be one fewer.
+        queries += max(len(run.key) - 1, 0)
+        if limit is not None and queries > limit:
+            return
 
 
 def _global_runs(
@@ -245,10 +259,10 @@ class _Work:
         groups: Sequence[RowGroup],
         text_bytes: Sequence[int],
         operations_per_token: float,
-        max_length: int,
+        rules: PairRules,
     ) -> None:
         per_pair = [b / max(g.pairs, 1) / _BYTES_PER_TOKEN for g, b in zip(groups, text_bytes)]
-        tokens = [g.pairs * min(t, max_length) for g, t in zip(groups, per_pair)]
+        tokens = [g.pairs * _seen_tokens(t, rules) for g, t in zip(groups, per_pair)]
         self._rows = _cumulative([g.rows for g in groups])
         self._pairs = _cumulative([g.pairs for g in groups]).astype(float)
         self._tokens = np.concatenate([[0.0], np.cumsum(tokens)])
@@ -272,6 +286,17 @@ class _Work:
             self.pairs_before(row) / SHARD_PAIRS,
             np.interp(row, self._rows, self._bytes) / SHARD_BYTES,
         ]
+
+
+def _seen_tokens(tokens: float, rules: PairRules) -> float:
+    """About how many tokens the model sees of a pair of so many, repeats of windows included."""
+    length = rules.max_length
+    if rules.overflow == "truncate":
+        return min(tokens, length)
+    if rules.max_document_tokens is not None:
+        tokens = min(tokens, max(rules.max_document_tokens, length))
+    new = length - min(rules.stride, length // 2)
+    return min(tokens, length) * (1 + max(tokens - length, 0) / new)
 
 
 def _cut(

@@ -16,38 +16,51 @@ from rankmill.errors import ConfigError, InputError
 from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
 from rankmill.profile import Precision, Profile
-from rankmill.tokens import PairRules, Template, TokenizedPairs, Truncation, assemble
-
-Float32 = npt.NDArray[np.float32]
-Int32 = npt.NDArray[np.int32]
+from rankmill.tokens import (
+    Float32,
+    Overflow,
+    PairRules,
+    Pooling,
+    Template,
+    TokenizedPairs,
+    Truncation,
+)
+from rankmill.windows import assemble, cut, pool
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
     """Scores of distinct pairs and what they cost.
 
-    scores: float32 [pairs]. tokens: all tokens the model saw. padded_tokens: places of padding
-    beside them. degraded: a batch had to be halved for memory.
+    scores: float32 [pairs], NaN where the model gave none that is finite. windows: inputs of the
+    model. tokens: all tokens it saw. padded_tokens: places of padding beside them. degraded: a
+    batch had to be halved for memory.
     """
 
     scores: Float32
+    windows: int
     tokens: int
     padded_tokens: int
     degraded: bool
 
 
 def score_pairs(
-    model: ScorerModel, pairs: TokenizedPairs, template: Template, profile: Profile
+    model: ScorerModel,
+    pairs: TokenizedPairs,
+    rules: PairRules,
+    template: Template,
+    profile: Profile,
 ) -> ScoredPairs:
     """Score tokenized pairs batch by batch. A batch that does not fit in memory is halved."""
-    lengths = pairs.lengths
-    scores = np.full(len(pairs), np.nan, np.float32)
+    windows = cut(pairs, rules)
+    lengths = windows.lengths
+    scores = np.full(len(windows), np.nan, np.float32)
     padded, degraded = 0, False
     pending = list(make_batches(lengths, profile.token_budget))[::-1]
     while pending:
         chosen = pending.pop()
         try:
-            scores[chosen] = model.score(assemble(pairs, template, chosen))
+            scores[chosen] = model.score(assemble(windows, template, chosen))
         except MemoryError:
             if len(chosen) == 1:
                 raise
@@ -57,7 +70,8 @@ def score_pairs(
             continue
         padded += int(lengths[chosen].max()) * len(chosen)
     tokens = int(lengths.sum())
-    return ScoredPairs(scores, tokens, padded - tokens, degraded)
+    pooled = pool(windows, scores, rules.pooling)
+    return ScoredPairs(pooled, len(windows), tokens, padded - tokens, degraded)
 
 
 class Scorer:
@@ -66,8 +80,11 @@ class Scorer:
         scorer = Scorer("demo")
         scores = scorer.score([("query", "document"), ...])
 
+    Settings mean what they mean in `ModelConfig`; `window_stride` and `window_pool` are
+    `window.stride` and `window.pool`.
+
     Raises `ModelError` when the model cannot be used and `ConfigError` for a device or precision
-    that is not there.
+    that is not there, or a length that leaves the document no room.
     """
 
     def __init__(
@@ -79,7 +96,11 @@ class Scorer:
         precision: Literal["auto"] | Precision = "auto",
         max_length: int = 512,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         truncation: Truncation = "document",
+        overflow: Overflow = "truncate",
+        window_stride: int = 128,
+        window_pool: Pooling = "max",
         threads: int | None = None,
     ) -> None:
         asked = {
@@ -88,14 +109,17 @@ class Scorer:
             "precision": precision,
             "max_length": max_length,
             "max_query_tokens": max_query_tokens,
+            "max_document_tokens": max_document_tokens,
             "truncation": truncation,
+            "overflow": overflow,
+            "window": {"stride": window_stride, "pool": window_pool},
         }
         config = read_section(ModelConfig, asked)
         read_section(ComputeConfig, {"device": device})
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ConfigError(f"threads must be a whole number above 0, found {threads!r}.")
         self.description = describe(config)
-        rules = PairRules(self.description.max_length(max_length), truncation, max_query_tokens)
+        rules = PairRules.of(config, self.description.max_length(max_length))
         self.description.check(rules)
         hardware = profiles.probe("cuda" if device == "auto" else device)
         found: profiles.Device = "cpu"
@@ -111,7 +135,7 @@ class Scorer:
     def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:
         """Raw scores, float32 [pairs], in the order given. Equal pairs are scored once.
 
-        A score that the model cannot compute is NaN. Raises `InputError` for what is not a pair
+        A score that is not finite is NaN. Raises `InputError` for what is not a pair
         of texts.
         """
         texts: dict[str, int] = {}
@@ -125,10 +149,10 @@ class Scorer:
             numbers += [texts.setdefault(text, len(texts)) for text in pair]
         number = np.array(numbers, np.int32).reshape(-1, 2)
         distinct, inverse = np.unique(number, axis=0, return_inverse=True)
-        tokenized = self.tokenizer.pairs(
-            self.tokenizer.encode(list(texts)), distinct[:, 0], distinct[:, 1]
+        tokenized = self.tokenizer.tokenize(list(texts), distinct[:, 0], distinct[:, 1])
+        scored = score_pairs(
+            self.model, tokenized, self.tokenizer.rules, self.tokenizer.template, self.profile
         )
-        scored = score_pairs(self.model, tokenized, self.tokenizer.template, self.profile)
         return scored.scores[inverse.reshape(-1)]
 
     def rank(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -55,8 +55,7 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokeniz
     )
     query = (distinct // max(len(documents), 1)).astype(np.int32)
     document = (distinct % max(len(documents), 1)).astype(np.int32)
-    texts = tokenizer.encode([*queries, *documents])
-    cut = tokenizer.pairs(texts, query, document + np.int32(len(queries)))
+    cut = tokenizer.tokenize([*queries, *documents], query, document + np.int32(len(queries)))
     pair = np.full(len(wanted), -1, np.int32)
     pair[wanted] = inverse
     facts = pa.table(
@@ -64,18 +63,22 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: PairTokeniz
     ).replace_schema_metadata({"several_texts": str(checked.several_texts)})
     digests = tokens.pair_digests(queries, documents, query, document)
     return replace(
-        envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(texts)
+        envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(cut.texts)
     )
 
 
-def score(envelope: Envelope, template: Template, profile: Profile, model: ScorerModel) -> Envelope:
+def score(
+    envelope: Envelope, rules: PairRules, template: Template, profile: Profile, model: ScorerModel
+) -> Envelope:
     """Score the distinct pairs of a shard; leaves the token ids behind.
 
     Adds `scores`, float32 a distinct pair, with what they cost in its metadata.
     """
     started = time.perf_counter()
-    scored = score_pairs(model, _tokenized(envelope, template.special), template, profile)
+    pairs = _tokenized(envelope, template.special)
+    scored = score_pairs(model, pairs, rules, template, profile)
     cost = {
+        "windows": scored.windows,
         "tokens": scored.tokens,
         "padded_tokens": scored.padded_tokens,
         "degraded": scored.degraded,
@@ -117,19 +120,27 @@ def _pairs_table(pairs: TokenizedPairs, digests: list[bytes]) -> pa.Table:
 
 
 def _texts_table(texts: TokenizedTexts) -> pa.Table:
-    lists = pa.LargeListArray.from_arrays(pa.array(texts.starts), pa.array(texts.ids))
-    return pa.table({"ids": lists})
+    columns = {"ids": texts.ids, "segments": texts.segments}
+    starts = pa.array(texts.starts)
+    return pa.table(
+        {
+            name: pa.LargeListArray.from_arrays(starts, pa.array(values))
+            for name, values in columns.items()
+            if values is not None
+        }
+    )
 
 
 def _tokenized(envelope: Envelope, special: int) -> TokenizedPairs:
     assert envelope.pairs is not None, "only tokenized shards are scored"
     assert envelope.texts is not None, "only tokenized shards are scored"
-    lists = envelope.texts.column("ids").combine_chunks()
-    starts = lists.offsets.to_numpy()
-    ids = lists.values.to_numpy()
+    lists = {
+        name: envelope.texts.column(name).combine_chunks() for name in envelope.texts.schema.names
+    }
+    values = {name: list_.values.to_numpy() for name, list_ in lists.items()}
+    texts = TokenizedTexts(starts=lists["ids"].offsets.to_numpy(), **values)
     query, document, query_kept, document_kept = (
         envelope.pairs.column(name).to_numpy()
         for name in ("query", "document", "query_kept", "document_kept")
     )
-    texts = TokenizedTexts(ids, starts)
     return TokenizedPairs(texts, query, document, query_kept, document_kept, special)

@@ -1,7 +1,6 @@
-"""Pairs as token ids: cut to length and put together. Pure functions over numpy arrays.
+"""Pairs as token ids, and how much of each text counts. Pure functions over numpy arrays.
 
-A pair is put together from the ids of its two texts, the special tokens around them and the
-truncation rule. Where ids and template come from: `tokenizer`.
+Where ids and template come from: `tokenizer`. How a pair is put together: `windows`.
 """
 
 from __future__ import annotations
@@ -9,13 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from rankmill.config import ModelConfig
+
 Truncation = Literal["document", "longest_first"]
+Overflow = Literal["truncate", "windows"]
+Pooling = Literal["max", "mean"]
 Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
 
 # A query that alone fills the length is cut to three quarters of it when no cap is given, as in
 # FlagEmbedding's rerankers (`query_max_length = max_length * 3 // 4`); tokenizers only raise.
@@ -26,11 +30,13 @@ _QUERY_SHARE = (3, 4)
 class TokenizedTexts:
     """Token ids of distinct texts, without special tokens.
 
-    ids: int32, all texts' ids one after another; starts: int64 [texts + 1].
+    ids: int32, all texts' ids one after another; starts: int64 [texts + 1]. segments: int32, the
+    segment id of each token where the template does not give it (see `own_pairs`).
     """
 
     ids: Int32
     starts: npt.NDArray[np.int64]
+    segments: Int32 | None = None
 
     @property
     def lengths(self) -> Int32:
@@ -40,10 +46,11 @@ class TokenizedTexts:
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """Distinct pairs of distinct texts, cut to length.
+    """Distinct pairs of distinct texts, and how much of them counts.
 
     query, document: int32 [pairs], indices into `texts`. query_kept, document_kept: int32
-    [pairs], the tokens that the model sees of each (special tokens not counted).
+    [pairs], the tokens that the model sees of each, in one input or in several windows.
+    special: tokens of an input that are the template's own.
     """
 
     texts: TokenizedTexts
@@ -57,11 +64,6 @@ class TokenizedPairs:
         return len(self.query)
 
     @property
-    def lengths(self) -> Int32:
-        """int32 [pairs]: tokens in the model's input, special tokens included."""
-        return self.query_kept + self.document_kept + np.int32(self.special)
-
-    @property
     def dropped(self) -> Int32:
         """int32 [pairs]: tokens of both texts that the model does not see."""
         lengths = self.texts.lengths
@@ -71,7 +73,10 @@ class TokenizedPairs:
 
 @dataclass(frozen=True)
 class Template:
-    """The special tokens of a pair: before, between and after, and each part's segment id."""
+    """The special tokens of a pair: before, between and after, and each part's segment id.
+
+    keep_end: texts are cut on the left. odd_to_query: see `kept_tokens`.
+    """
 
     before: tuple[int, ...]
     between: tuple[int, ...]
@@ -80,6 +85,7 @@ class Template:
     has_segments: bool
     pad_id: int
     keep_end: bool
+    odd_to_query: bool = False
 
     @property
     def special(self) -> int:
@@ -98,33 +104,65 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class PairRules:
-    """How pairs are cut. max_length counts special tokens; max_query_tokens does not."""
+    """How pairs are cut, in tokens. max_length counts special tokens; the caps do not.
+
+    stride and pooling are those of windows (see `windows`); pairs that fit know neither.
+    """
 
     max_length: int
     truncation: Truncation
     max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
+    overflow: Overflow = "truncate"
+    stride: int = 0
+    pooling: Pooling = "max"
+
+    @classmethod
+    def of(cls, asked: ModelConfig, max_length: int) -> PairRules:
+        """The rules that a configuration asks for. max_length: with the model's own limit."""
+        return cls(
+            max_length,
+            asked.truncation,
+            asked.max_query_tokens,
+            asked.max_document_tokens,
+            asked.overflow,
+            asked.window.stride,
+            asked.window.pool,
+        )
+
+
+def query_share(rules: PairRules, special: int) -> int:
+    """How many tokens stay of a query that alone fills the length, when it has no cap."""
+    share, of = _QUERY_SHARE
+    return min(rules.max_length * share // of, rules.max_length - special)
 
 
 def kept_tokens(
-    query: Int32, document: Int32, rules: PairRules, special: int
+    query: Int32, document: Int32, rules: PairRules, special: int, odd_to_query: bool = False
 ) -> tuple[Int32, Int32]:
-    """How many tokens of each text stay. All arrays int32 [pairs].
+    """How many tokens of each text count. All arrays int32 [pairs].
 
-    `document`: the query is capped first, then the document takes what is left. Without a cap
-    this is the tokenizer's `only_second`, as long as the query leaves the document any room.
+    Caps come first. `document`: the query stays, and the document takes what is left of the
+    length, or with `overflow: windows` stays, too. Without caps the former is the tokenizer's
+    `only_second`, as long as the query leaves the document any room.
     `longest_first`: the rule of the tokenizers library: the longer text is cut
-    down to what the shorter leaves; when both are too long, each takes half.
+    down to what the shorter leaves; when both are too long, each takes half. Of an odd number of
+    places the longer text then has the last, or with `odd_to_query` the query, as in
+    transformers' Python tokenizers (`truncate_sequences`).
     """
     room = rules.max_length - special
+    if rules.max_document_tokens is not None:
+        document = np.minimum(document, rules.max_document_tokens)
     if rules.truncation == "document":
         if rules.max_query_tokens is not None:
             kept_query = np.minimum(query, min(rules.max_query_tokens, room))
         else:
-            share, of = _QUERY_SHARE
             fits = (query < room) | (query + document <= room)
-            kept_query = np.where(fits, query, min(rules.max_length * share // of, room))
-        kept_document = np.minimum(document, room - kept_query)
-        return kept_query.astype(np.int32), kept_document.astype(np.int32)
+            kept_query = np.where(fits, query, query_share(rules, special))
+        left = room - kept_query
+        # Windows without room for a token could never cover a document.
+        most = np.where(left > 0, document, 0) if rules.overflow == "windows" else left
+        return kept_query.astype(np.int32), np.minimum(document, most).astype(np.int32)
     if rules.max_query_tokens is not None:
         query = np.minimum(query, rules.max_query_tokens)
     short = np.minimum(query, document)
@@ -133,7 +171,7 @@ def kept_tokens(
     kept_short = np.where(too_long, room // 2, short)
     kept_long = np.where(too_long, room // 2 + room % 2, kept_long)
     fits = query + document <= room
-    query_is_long = query > document
+    query_is_long = (query > document) | (odd_to_query & too_long)
     kept_query = np.where(fits, query, np.where(query_is_long, kept_long, kept_short))
     kept_document = np.where(fits, document, np.where(query_is_long, kept_short, kept_long))
     return kept_query.astype(np.int32), kept_document.astype(np.int32)
@@ -149,39 +187,3 @@ def pair_digests(
         hashlib.blake2b(first[q] + second[d], digest_size=16).digest()
         for q, d in zip(query.tolist(), document.tolist())
     ]
-
-
-def assemble(
-    pairs: TokenizedPairs, template: Template, chosen: npt.NDArray[np.integer[Any]]
-) -> TokenBatch:
-    """The model's input for some pairs, padded on the right to the longest of them."""
-    texts, special = pairs.texts, template.special
-    lengths = pairs.lengths[chosen]
-    longest = int(lengths.max(initial=special))
-    ids = np.full((len(chosen), longest), template.pad_id, np.int64)
-    segments = np.zeros_like(ids) if template.has_segments else None
-    fixed = [np.array(part, np.int64) for part in (template.before, template.between)]
-    tail = np.array(template.after, np.int64)
-    for row, pair in enumerate(chosen):
-        parts: list[npt.NDArray[Any]] = [
-            fixed[0],
-            _kept(texts, int(pairs.query[pair]), int(pairs.query_kept[pair]), template.keep_end),
-            fixed[1],
-            _kept(
-                texts, int(pairs.document[pair]), int(pairs.document_kept[pair]), template.keep_end
-            ),
-            tail,
-        ]
-        ids[row, : lengths[row]] = np.concatenate(parts)
-        if segments is not None:
-            sizes = [len(part) for part in parts]
-            segments[row, : lengths[row]] = np.repeat(template.segments, sizes)
-    mask = None
-    if int(lengths.min(initial=longest)) < longest:
-        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
-    return TokenBatch(ids, segments, mask)
-
-
-def _kept(texts: TokenizedTexts, text: int, count: int, keep_end: bool) -> Int32:
-    start, stop = int(texts.starts[text]), int(texts.starts[text + 1])
-    return texts.ids[stop - count : stop] if keep_end else texts.ids[start : start + count]
