@@ -30,7 +30,8 @@ LAYERS = [
     ["own_pairs"],
     ["tokenizer"],
     ["lease", "models", "plan", "pool"],
-    ["runs", "scorer"],
+    ["backend", "flight", "runs"],
+    ["scorer"],
     ["output", "stages"],
     # On Ray.
     ["read"],
@@ -46,8 +47,14 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
-TORCH = {"models.classifiers", "models.jina_bert", "models.torch_encoder"}
-TRANSFORMERS = {"models.classifiers"}
+TORCH = {
+    "models.classifiers",
+    "models.jina_bert",
+    "models.leading",
+    "models.openvino_convert",
+    "models.torch_encoder",
+}
+TRANSFORMERS = {"models.classifiers", "models.leading"}
 
 
 def name_of(path):

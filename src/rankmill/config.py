@@ -113,7 +113,7 @@ class ModelConfig(_Section):
 
     name: Name
     revision: Name | None = None
-    backend: Literal["auto", "torch"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_length: PositiveInt = 512
     max_query_tokens: PositiveInt | None = None

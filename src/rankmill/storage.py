@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
@@ -63,6 +64,13 @@ def absolute(path: str) -> str:
 def join(base: str, *names: str) -> str:
     """`base/name/…` for local paths and URLs alike."""
     return posixpath.join(base, *names)
+
+
+def user_cache() -> Path:
+    """rankmill's folder in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
+    wanted = os.environ.get("XDG_CACHE_HOME", "")
+    # By the XDG specification a relative path means nothing.
+    return Path(wanted if os.path.isabs(wanted) else os.path.expanduser("~/.cache"), "rankmill")
 
 
 @lru_cache(maxsize=16)

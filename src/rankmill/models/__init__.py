@@ -8,7 +8,7 @@ from a model repository.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,28 @@ class ScorerModel(Protocol):
 
     def score(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
         """Raw scores, float32 [batch], of padded pairs."""
+        ...
+
+
+class Pending(Protocol):
+    """A batch that was started."""
+
+    def result(self) -> npt.NDArray[np.float32]:
+        """Raw scores, float32 [batch]; waits for them. Raises `MemoryError` for no room."""
+        ...
+
+
+@runtime_checkable
+class AsyncModel(ScorerModel, Protocol):
+    """A model with threads of its own, which works on several batches at once.
+
+    in_flight: how many may be started before the first result is taken.
+    """
+
+    in_flight: int
+
+    def start(self, batch: TokenBatch) -> Pending:
+        """Begin with a batch, and do not wait for it."""
         ...
 
 
@@ -50,6 +72,13 @@ class Description(Hashable, Protocol):
 
     def fetch(self) -> None:
         """Make the files present on this node."""
+        ...
+
+    def prepare(self, profile: Profile) -> None:
+        """Make ready on this node what the profile's backend needs beside the files.
+
+        Raises `BackendUnfit` when that backend cannot score the model here.
+        """
         ...
 
     def tokenizer(self, rules: PairRules) -> PairTokenizer:

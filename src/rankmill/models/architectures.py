@@ -19,12 +19,14 @@ class Architecture:
     feed_forward: matrices of hidden x intermediate a layer (two; three where the block is gated).
     vocabulary: the file of its own tokenizer, for folders without tokenizer.json.
     unused_positions: places of the position table that no token ever takes.
+    openvino: its body and head were converted and compared with torch's, by the tests.
     """
 
     name: str
     feed_forward: int
     vocabulary: str | None = None
     unused_positions: int = 0
+    openvino: bool = False
 
     def operations_per_token(self, settings: dict[str, Any]) -> float:
         """Two operations a weight: four attention matrices and the feed-forward block's."""
@@ -36,11 +38,13 @@ class Architecture:
 ARCHITECTURES = {
     one.name: one
     for one in (
-        Architecture("bert", 2, "vocab.txt"),
+        Architecture("bert", 2, "vocab.txt", openvino=True),
         # fairseq's layout: positions are counted from the padding index + 1.
-        Architecture("xlm-roberta", 2, "sentencepiece.bpe.model", unused_positions=2),
-        Architecture("deberta-v2", 2, "spm.model"),
-        Architecture("modernbert", 3),
+        Architecture(
+            "xlm-roberta", 2, "sentencepiece.bpe.model", unused_positions=2, openvino=True
+        ),
+        Architecture("deberta-v2", 2, "spm.model", openvino=True),
+        Architecture("modernbert", 3, openvino=True),
     )
 }
 

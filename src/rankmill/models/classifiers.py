@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.utils import logging
 
 from rankmill.errors import ModelError
+from rankmill.models.leading import keep_first_state
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ class ModernBertHead(nn.Module):
         return logits.squeeze(-1)
 
 
-def load(folder: Path) -> Classifier:
-    """Load a checkpoint in float32.
+def load(folder: Path, attention: Literal["sdpa", "eager"] | None = None) -> Classifier:
+    """Load a checkpoint in float32. attention: transformers' implementation; None is its choice.
 
     Raises `ModelError` naming keys that are missing, unexpected or of another shape.
     """
-    model = _from_folder(folder)
+    model = _from_folder(folder, attn_implementation=attention)
     model.eval()
     kind = model.config.model_type
     body: nn.Module = model.base_model
@@ -105,6 +106,8 @@ def load(folder: Path) -> Classifier:
         pooler = body.get_submodule("pooler")
         body.register_module("pooler", None)
         head = PooledHead(pooler, model.classifier)
+    if getattr(model.config, "classifier_pooling", "cls") == "cls":  # only ModernBERT has others
+        keep_first_state(model.base_model)
     return Classifier(body, head)
 
 
@@ -119,7 +122,7 @@ def check(folder: Path) -> None:
 def _from_folder(folder: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - theirs
     config = _config(folder)
     try:
-        with _without_noise():
+        with without_noise():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 str(folder),
                 config=config,
@@ -184,7 +187,7 @@ def _unusable(folder: Path, error: Exception) -> ModelError:
 
 
 @contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
+def without_noise() -> Iterator[None]:
     """transformers draws and reports on stderr; callers keep their own setting of it."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
-from rankmill.models import ScorerModel, presets
+from rankmill.models import ScorerModel, openvino_model, presets
 from rankmill.models.architectures import Architecture, architecture_of, refuse_broken
 from rankmill.profile import Profile
+from rankmill.storage import user_cache
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
 
@@ -87,6 +88,11 @@ class FolderModel:
         """Fetch a hub model to this node's cache; a local folder must be there already."""
         self.path()
 
+    def prepare(self, profile: Profile) -> None:
+        """Convert the model where the profile's backend needs it. Raises `BackendUnfit`."""
+        if profile.backend == "openvino":
+            openvino_model.ready(self, profile, user_cache() / "openvino")
+
     def check(self, rules: PairRules) -> None:
         """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
         from rankmill.models import classifiers
@@ -99,9 +105,10 @@ class FolderModel:
         return PairTokenizer.load(self.path(), rules)
 
     def load(self, profile: Profile) -> ScorerModel:
-        """The model on the profile's device, once its digest is confirmed."""
-        from rankmill.models import torch_encoder
+        """The model on the profile's device, once its digest is confirmed.
 
+        Raises `BackendUnfit` when the profile's backend cannot score it on this node.
+        """
         folder = self.path()
         found = digest_of(folder)
         if found != self.digest:
@@ -110,6 +117,13 @@ class FolderModel:
                 f"the run's is {self.digest[:12]}.",
                 "Bring the same files to every node.",
             )
+        if profile.backend == "openvino":
+            entry = openvino_model.ready(self, profile, user_cache() / "openvino")
+            from rankmill.models import openvino_encoder
+
+            return openvino_encoder.OpenVinoEncoder(entry, profile)
+        from rankmill.models import torch_encoder
+
         return torch_encoder.TorchEncoder(folder, profile)
 
     def to_json(self) -> dict[str, Any]:

@@ -6,19 +6,24 @@ layer with a local window the same holds for the tokens that the window reaches,
 down to the first that sees everything. What is left out has no reader, so scores are those of the
 whole encoder up to rounding.
 
-Saved, in pairs a CPU second (OpenVINO, bf16, cranfield's pairs of mean 237 tokens): MiniLM-L6
-shape 94 to 108; the shape of japanese-reranker-tiny-v2 (three layers, of which two are local) 268 to
-772.
+In pairs a second (OpenVINO, bf16, cranfield's pairs of mean 237 tokens): from 94 to 108 with
+MiniLM-L6's shape; from 268 to 772 with that of japanese-reranker-tiny-v2, whose last two of three
+layers are local.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers.models.bert.modeling_bert import BertLayer
+    from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer
 
 
 def keep_first_state(body: PreTrainedModel) -> None:
@@ -32,14 +37,12 @@ def keep_first_state(body: PreTrainedModel) -> None:
 
 
 def _shorten_bert(body: PreTrainedModel) -> None:
-    layers = body.get_submodule("encoder.layer")
-    assert isinstance(layers, nn.ModuleList), "an encoder's layers are a list"
+    layers = body.encoder.layer
     layers[-1] = FirstStateBert(layers[-1])
 
 
 def _shorten_modernbert(body: PreTrainedModel) -> None:
-    layers = body.get_submodule("layers")
-    assert isinstance(layers, nn.ModuleList), "an encoder's layers are a list"
+    layers = body.layers
     kept = 1
     for index in reversed(range(len(layers))):
         local = layers[index].attention_type == "sliding_attention"
@@ -53,7 +56,7 @@ def _shorten_modernbert(body: PreTrainedModel) -> None:
 class FirstStateBert(nn.Module):
     """A layer of BERT or XLM-R that gives the first state only."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: BertLayer) -> None:
         super().__init__()
         self.layer = layer
 
@@ -81,7 +84,7 @@ class LeadingModernBert(nn.Module):
     reach: the leading states that those attend to; None where they attend to all.
     """
 
-    def __init__(self, layer: nn.Module, kept: int, reach: int | None) -> None:
+    def __init__(self, layer: ModernBertEncoderLayer, kept: int, reach: int | None) -> None:
         super().__init__()
         self.layer = layer
         self.kept = kept
@@ -97,32 +100,38 @@ class LeadingModernBert(nn.Module):
     ) -> torch.Tensor:
         """[batch, kept, hidden] of states [batch, reach or more, hidden]; fewer of short rows."""
         assert position_embeddings is not None, "ModernBERT's positions are rotary"
-        own = self.layer.attn
+        own, mlp = self.layer.attn, self.layer.mlp
         kept, reach = slice(self.kept), slice(self.reach)
         states = states[:, reach]
         normed = self.layer.attn_norm(states)
-        hidden = states.shape[-1]
-        weight, bias = own.Wqkv.weight, own.Wqkv.bias
-        first, rest = slice(hidden), slice(hidden, None)
-        query = functional.linear(
-            normed[:, kept], weight[first], None if bias is None else bias[first]
-        )
-        both = functional.linear(normed, weight[rest], None if bias is None else bias[rest])
-        key, value = both.chunk(2, dim=-1)
+        hidden, inner = states.shape[-1], mlp.Wo.in_features
         cos, sin = (table.unsqueeze(1) for table in position_embeddings)
+        query, key, value = (
+            _heads(_rows(own.Wqkv, part * hidden, hidden, seen), own.head_dim)
+            for part, seen in enumerate((normed[:, kept], normed, normed))
+        )
         context = _attend(
-            _rotate(_heads(query, own.head_dim), cos[:, :, kept], sin[:, :, kept]),
-            _rotate(_heads(key, own.head_dim), cos[:, :, reach], sin[:, :, reach]),
-            _heads(value, own.head_dim),
+            _rotate(query, cos[:, :, kept], sin[:, :, kept]),
+            _rotate(key, cos[:, :, reach], sin[:, :, reach]),
+            value,
             None if attention_mask is None else attention_mask[:, :, kept, reach],
         )
         given: torch.Tensor = states[:, kept] + own.Wo(context)
-        return given + self.layer.mlp(self.layer.mlp_norm(given))
+        normed = self.layer.mlp_norm(given)
+        opening, gate = (_rows(mlp.Wi, first, inner, normed) for first in (0, inner))
+        return given + mlp.Wo(mlp.act(opening) * gate)
+
+
+def _rows(linear: nn.Linear, first: int, count: int, states: torch.Tensor) -> torch.Tensor:
+    """Some outputs of a linear layer: products of their own, so that nothing is copied apart."""
+    rows = slice(first, first + count)
+    bias = None if linear.bias is None else linear.bias[rows]
+    return functional.linear(states, linear.weight[rows], bias)
 
 
 def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
     """[batch, length, hidden] as [batch, heads, length, size]."""
-    return states.unflatten(-1, (-1, size)).transpose(1, 2)
+    return torch.unflatten(states, -1, (-1, size)).transpose(1, 2)
 
 
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
