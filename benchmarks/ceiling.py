@@ -59,6 +59,7 @@ def run(folder: Path, output: Path, rows: int) -> dict[str, float]:
             "input.limit": rows // _CANDIDATES,
             "output.path": str(output),
             "model.name": "stand-in",
+            "model.backend": "torch",
         }
     )
     started = time.perf_counter()

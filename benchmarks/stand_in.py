@@ -68,6 +68,9 @@ class StandIn:
     def fetch(self) -> None:
         """Nothing to fetch."""
 
+    def prepare(self, profile: Profile) -> None:
+        """Nothing to convert."""
+
     def tokenizer(self, rules: PairRules) -> PairTokenizer:
         """The double's tokenizer."""
         return StandInTokenizer(rules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from rankmill.models import locate
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Converted models are kept for the session, and nothing of the user's is read or written.
+_CACHE = tempfile.TemporaryDirectory(prefix="rankmill-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 SHARED_DATA = Path(
     os.environ.get("RANKMILL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")

@@ -32,7 +32,8 @@ LAYERS = [
     ["prompts", "tokenizer"],
     ["prompt_tokenizer"],
     ["lease", "models", "plan", "pool"],
-    ["runs", "scorer"],
+    ["backend", "flight", "runs"],
+    ["scorer"],
     ["output", "stages"],
     # On Ray.
     ["read"],
@@ -53,9 +54,11 @@ TORCH = {
     "models.causal_lm",
     "models.classifiers",
     "models.jina_bert",
+    "models.leading",
+    "models.openvino_convert",
     "models.torch_encoder",
 }
-TRANSFORMERS = {"models.causal_lm", "models.classifiers"}
+TRANSFORMERS = {"models.causal_lm", "models.classifiers", "models.leading"}
 
 
 def name_of(path):
@@ -160,9 +163,7 @@ def test_the_package_loads_without_ray_torch_and_transformers():
 
 
 def test_planning_and_ranking_load_without_ray_and_torch():
-    pure = (
-        "from rankmill import plan, tokens, rank, rows, source, batches, schema, runs, output"
-    )
+    pure = "from rankmill import plan, tokens, rank, rows, source, batches, schema, runs, output"
     assert not loaded_by(pure) & {"ray", "torch", "transformers"}
 
 

@@ -126,7 +126,7 @@ class ModelConfig(_Section):
     scorer: ImportPath | None = Field(
         None, description="a class of one's own, module:Class, that scores the model's folder"
     )
-    backend: Literal["auto", "torch"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_length: PositiveInt = 512
     max_query_tokens: PositiveInt | None = None

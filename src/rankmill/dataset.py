@@ -26,7 +26,7 @@ from rankmill.errors import InputError
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
-from rankmill.profile import Device, Precision, make_profile, probe
+from rankmill.profile import Backend, Precision, Profile
 from rankmill.stages import StageSettings
 from rankmill.tokens import Overflow, PairRules, Pooling, Truncation
 
@@ -44,11 +44,9 @@ _MAX_TEXT_BYTES = InputConfig.model_fields["max_text_bytes"].default
 
 @dataclass(frozen=True)
 class _Settings:
-    model: ModelConfig
-    compute: ComputeConfig
     description: Description
+    profile: Profile
     rules: PairRules
-    device: Device
     columns: ColumnNames
     prefix: str
 
@@ -59,6 +57,7 @@ def rerank_dataset(
     *,
     revision: str | None = None,
     scorer: str | None = None,
+    backend: Literal["auto"] | Backend = "auto",
     columns: Mapping[str, Setting] | None = None,
     device: Literal["auto", "cuda", "cpu"] = "auto",
     precision: Literal["auto"] | Precision = "auto",
@@ -91,6 +90,7 @@ def rerank_dataset(
         "name": model,
         "revision": revision,
         "scorer": scorer,
+        "backend": backend,
         "precision": precision,
         "max_length": max_length,
         "max_query_tokens": max_query_tokens,
@@ -113,9 +113,11 @@ def rerank_dataset(
     description.check(rules)
     found = pipeline.capacity()
     chosen = choose_device(compute, found)
-    threads = make_profile(config, compute, chosen, pipeline.probe(chosen, 1)).threads
-    pool = _leave_a_cpu(size_pool(compute, chosen, threads, found), found)
-    settings = _Settings(config, compute, description, rules, chosen, names, column_prefix)
+    profile = pipeline.resolve(description, config, compute, chosen, found).tell()
+    whole_nodes = profile.backend == "openvino"
+    pool = size_pool(compute, chosen, profile.threads, found, whole_nodes)
+    pool = _leave_a_cpu(pool, found)
+    settings = _Settings(description, profile, rules, names, column_prefix)
     scored = pipeline.map_actors(ds, ScoreTables, (settings,), pool, _BATCH_ROWS)
     key = names.query if names.query_id is None else names.query_id
     partitions = min(_PARTITIONS_A_CPU * math.ceil(sum(found.cpus)), _MOST_PARTITIONS)
@@ -164,14 +166,13 @@ class ScoreTables:
 
     def __init__(self, settings: _Settings) -> None:
         self._settings = settings
-        hardware = probe(settings.device)
-        profile = make_profile(settings.model, settings.compute, settings.device, hardware)
         self._tokenizer = settings.description.tokenizer(settings.rules)
-        self._model = settings.description.load(profile)
+        self._model = settings.description.load(settings.profile)
         self._stage = StageSettings(
             description=settings.description,
-            profile=profile,
+            profile=settings.profile,
             rules=settings.rules,
+            template=self._tokenizer.template,
             columns=settings.columns,
             has_query_id=settings.columns.query_id is not None,
             max_text_bytes=_MAX_TEXT_BYTES,

@@ -5,6 +5,7 @@
     │   ├── ConfigError    a setting, a flag, an unknown key
     │   ├── InputError     a file, a column, a type, an order of rows
     │   ├── ModelError     a model that cannot be found, trusted or loaded
+    │   │   └── BackendUnfit   another backend can score it
     │   └── OutputError    an output folder that holds something else
     ├── RunFailed      1   part-way: what is committed stays, the same command resumes
     └── OutputBusy     4   another run holds the output
@@ -49,6 +50,10 @@ class InputError(StartError):
 
 class ModelError(StartError):
     """The model cannot be found, cannot be trusted, or does not match its own weights."""
+
+
+class BackendUnfit(ModelError):
+    """A backend cannot score a model on this node; torch can."""
 
 
 class OutputError(StartError):

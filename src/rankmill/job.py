@@ -12,14 +12,21 @@ from typing import Any
 from rankmill import markers, output, pipeline, runs, schema, storage
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, RunConfig
-from rankmill.errors import ConfigError, OutputBusy, OutputError, RunFailed, StartError
+from rankmill.errors import (
+    BackendUnfit,
+    ConfigError,
+    OutputBusy,
+    OutputError,
+    RunFailed,
+    StartError,
+)
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.plan import Plan, make_plan
 from rankmill.pool import Pool, choose_device, size_pool
-from rankmill.profile import SCORING_VERSION, Profile, make_profile
+from rankmill.profile import SCORING_VERSION, Profile
 from rankmill.progress import Listener, Watch
 from rankmill.runs import Run
 from rankmill.source import Source, open_source
@@ -147,7 +154,7 @@ def rerank(
             record = run.to_bytes() if ready.stored is None else None
             output.begin(ready.store, record, ready.pending)
         log.info("%s", _resolved_line(ready, profile, pool))
-        pipeline.run_on_every_node(ready.model.fetch, pipeline.capacity())
+        _prepare_nodes(ready, profile)
         watch = stack.enter_context(
             Watch(
                 ready.store,
@@ -239,29 +246,47 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
     if ready.stored is not None:
         profile = Profile.from_json(ready.stored["profile"])
         device = choose_device(compute.model_copy(update={"device": profile.device}), found)
-    hardware = pipeline.probe(device, compute.gpus_per_worker)
     if ready.stored is None:
-        profile = make_profile(ready.config.model, compute, device, hardware)
+        profile = pipeline.resolve(ready.model, ready.config.model, compute, device, found).tell()
     elif profile.scoring_version != SCORING_VERSION:
         raise OutputError(
             f"{ready.store.url} was begun with version {profile.scoring_version} of the scoring "
             f"code; this one is {SCORING_VERSION} and would give other scores.",
             "Finish it with the version of rankmill that began it, or use --overwrite.",
         )
-    elif hardware.instructions != profile.instructions:
+    else:
+        hardware = pipeline.probe(device, compute.gpus_per_worker)
+        if hardware.instructions != profile.instructions:
+            raise ConfigError(
+                f"The run was started on processors with {profile.instructions}; these have "
+                f"{hardware.instructions}, and would not give the same bytes.",
+                "Resume on the same kind of machine, or start again with --overwrite.",
+            )
+    whole_nodes = profile.backend == "openvino"
+    return profile, size_pool(compute, device, profile.threads, found, whole_nodes)
+
+
+def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
+    """Have every node fetch the model, and convert it where the profile's backend needs that."""
+
+    def prepare_node() -> None:
+        ready.model.fetch()
+        ready.model.prepare(profile)
+
+    try:
+        pipeline.run_on_every_node(prepare_node, pipeline.capacity())
+    except BackendUnfit as unfit:
         raise ConfigError(
-            f"The run was started on processors with {profile.instructions}; these have "
-            f"{hardware.instructions}, and would not give the same bytes.",
-            "Resume on the same kind of machine, or start again with --overwrite.",
-        )
-    return profile, size_pool(compute, device, profile.threads, found)
+            f"The run scores on {profile.backend}, and a node cannot: {unfit.message}",
+            "Make all nodes alike, or start again with --overwrite and model.backend torch.",
+        ) from unfit
 
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
     return (
         f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens an input, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
-        f"{pool.workers} worker(s) of {profile.threads} thread(s), "
+        f"{pool.workers} worker(s) of {profile.threads} thread(s) in {profile.streams} stream(s), "
         f"{profile.token_budget} tokens a batch"
     )
 
@@ -271,6 +296,7 @@ def _stage_settings(ready: Prepared, profile: Profile) -> StageSettings:
         description=ready.model,
         profile=profile,
         rules=ready.rules,
+        template=ready.model.tokenizer(ready.rules).template,
         columns=ready.source.columns,
         has_query_id=ready.source.has_query_id,
         max_text_bytes=ready.config.input.max_text_bytes,

@@ -25,14 +25,15 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import plan, profile, stages
+from rankmill import backend, plan, profile, stages
+from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
-from rankmill.config import ComputeConfig
+from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, ModelError, RankmillError, RunFailed
 from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.plan import Plan, QueryRuns
-from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
+from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool, cores_a_worker
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
@@ -141,6 +142,27 @@ def probe(device: Device, gpus: float) -> Hardware:
     options = {"num_cpus": READ_CPUS, "num_gpus": gpus if device == "cuda" else 0}
     found: Hardware = _get([ray.remote(**options)(profile.probe).remote(device)])[0]
     return found
+
+
+def resolve(
+    description: Description,
+    model: ModelConfig,
+    compute: ComputeConfig,
+    device: Device,
+    found: Capacity,
+) -> Resolved:
+    """Find the profile on a worker node of the kind that will score.
+
+    Raises `ConfigError` or `BackendUnfit` as `backend.resolve` does.
+    """
+    options = {
+        "num_cpus": READ_CPUS,
+        "num_gpus": compute.gpus_per_worker if device == "cuda" else 0,
+    }
+    cores = cores_a_worker(compute, found)
+    task = ray.remote(**options)(backend.resolve).remote(description, model, compute, device, cores)
+    resolved: Resolved = _get([task])[0]
+    return resolved
 
 
 def run_on_every_node(function: Callable[[], None], found: Capacity) -> None:
@@ -344,7 +366,7 @@ class ScoreBlocks:
                 "Run on nodes of one kind.",
             )
         self._profile, self._rules = settings.profile, settings.rules
-        self._template = settings.description.tokenizer(settings.rules).template
+        self._template = settings.template
         try:
             self._model: ScorerModel | ModelError = settings.description.load(settings.profile)
         except ModelError as error:

@@ -58,8 +58,27 @@ def choose_device(compute: ComputeConfig, found: Capacity) -> Device:
     return compute.device
 
 
-def size_pool(compute: ComputeConfig, device: Device, threads: int, found: Capacity) -> Pool:
+def cores_a_worker(compute: ComputeConfig, found: Capacity) -> int:
+    """CPUs of the smallest node for each of its actors, where one actor is to have a node's.
+
+    One is, unless `compute.workers` asks for more actors than there are nodes.
+    """
+    nodes = max(len(found.cpus), 1)
+    actors = 1 if compute.workers == "auto" else math.ceil(compute.workers / nodes)
+    return max(int(min(found.cpus, default=1)) // actors, 1)
+
+
+def size_pool(
+    compute: ComputeConfig,
+    device: Device,
+    threads: int,
+    found: Capacity,
+    whole_nodes: bool = False,
+) -> Pool:
     """How many actors, and what each reserves, so that reads and commits always find room.
+
+    whole_nodes: an actor is to have a node's CPUs, as far as `compute` does not say otherwise (a
+    node larger than the smallest has room for several).
 
     Raises `ConfigError` when no node can hold a worker.
     """
@@ -83,6 +102,8 @@ def size_pool(compute: ComputeConfig, device: Device, threads: int, found: Capac
         return Pool(1, _share(found.cpus[0], 1, 1), 0, compute.memory)
     # Actors of one pool reserve the same share everywhere: what the smallest node can give.
     smallest = min(found.cpus)
+    if whole_nodes and compute.cpus_per_worker == "auto":
+        threads = cores_a_worker(compute, found)
     cpus = _share(smallest, _workers_on(smallest, threads), threads)
     fits = sum(min(_workers_on(c, threads), int((c - _FREE_CPUS) / cpus)) for c in found.cpus)
     if compute.workers == "auto" or compute.workers <= fits:

@@ -17,8 +17,9 @@ from rankmill.errors import ConfigError
 
 # Raised whenever rankmill's own code changes what a score is, so that old scores are not reused
 # and old runs are not resumed.
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 
+Backend = Literal["torch", "openvino"]
 Device = Literal["cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -27,8 +28,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # (padding 0.4, 1.1, 2.6, 17.7 %). GPU and MPS are not measured: chosen small enough for an 8 GB
 # card with a 568 M-parameter model.
 TOKEN_BUDGET: dict[Device, int] = {"cpu": 1024, "mps": 8192, "cuda": 32768}
-# Threads of one scoring actor: one, so that no core waits for another, until a copy of the model
-# for every core would take too much memory.
+OPENVINO_TOKEN_BUDGET = 2048
+# Threads of one scoring actor, or of one stream of OpenVINO's: one, so that no core waits for
+# another, until a copy of the model for every core would take too much memory, and a shard has too
+# few batches for as many streams.
 _CORES_FOR_SINGLE_THREADS = 8
 _THREADS_ON_LARGE_NODES = 4
 
@@ -50,7 +53,8 @@ class Profile:
     """How scores are computed. Part of a run's identity.
 
     backend: "custom" for a class of the user's own, which is given the profile and answers for
-    keeping to its device, precision and threads.
+    keeping to its device, precision and threads. threads: of one scoring actor. streams: batches
+    that it works on at once, with equal shares of the threads.
     """
 
     backend: str
@@ -59,6 +63,7 @@ class Profile:
     instructions: str
     threads: int
     token_budget: int
+    streams: int = 1
     scoring_version: int = SCORING_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -93,9 +98,16 @@ def probe(device: str) -> Hardware:
 
 
 def make_profile(
-    model: ModelConfig, compute: ComputeConfig, device: Device, hardware: Hardware
+    model: ModelConfig,
+    compute: ComputeConfig,
+    device: Device,
+    hardware: Hardware,
+    backend: Backend = "torch",
 ) -> Profile:
-    """Resolve every `auto`. Raises `ConfigError` for a device or precision that is not there."""
+    """Resolve every `auto` but the backend's, which is decided in `backend`.
+
+    Raises `ConfigError` for a device or precision that is not there.
+    """
     if device == "cuda" and not hardware.cuda:
         raise ConfigError(
             "compute.device is cuda, but torch sees no GPU on the node it was to run on.",
@@ -114,20 +126,26 @@ def make_profile(
             "model.precision fp16 is slower than fp32 on CPUs and less exact.",
             "Use bf16 or fp32.",
         )
-    backend = "torch" if model.backend == "auto" else model.backend
+    asked = compute.cpus_per_worker
+    if backend == "openvino":
+        threads = hardware.cores if asked == "auto" else asked
+        streams = max(threads // _threads("cpu", threads), 1)
+        budget = OPENVINO_TOKEN_BUDGET
+    else:
+        threads = _threads(device, hardware.cores) if asked == "auto" else asked
+        streams, budget = 1, TOKEN_BUDGET[device]
     return Profile(
         backend=backend if model.scorer is None else "custom",
         precision=precision,
         device=device,
         instructions=hardware.instructions,
-        threads=_threads(compute, device, hardware.cores),
-        token_budget=TOKEN_BUDGET[device],
+        threads=threads,
+        token_budget=budget,
+        streams=streams,
     )
 
 
-def _threads(compute: ComputeConfig, device: Device, cores: int) -> int:
-    if compute.cpus_per_worker != "auto":
-        return compute.cpus_per_worker
+def _threads(device: Device, cores: int) -> int:
     if device != "cpu" or cores <= _CORES_FOR_SINGLE_THREADS:
         return 1
     return _THREADS_ON_LARGE_NODES

@@ -26,7 +26,16 @@ from rankmill.store import Store
 RUN = f"{PRIVATE}/run.json"
 MANIFEST = f"{PRIVATE}/manifest.json"
 SUCCESS = "_SUCCESS"
-_LIBRARIES = ("rankmill", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
+_LIBRARIES = (
+    "rankmill",
+    "ray",
+    "torch",
+    "transformers",
+    "openvino",
+    "tokenizers",
+    "pyarrow",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rankmill import profile as profiles
+from rankmill.backend import resolve
 from rankmill.batches import make_batches
 from rankmill.config import ComputeConfig, ModelConfig, Slopes, read_section
 from rankmill.errors import ConfigError, InputError
+from rankmill.flight import run_batches
 from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
-from rankmill.profile import Precision, Profile
+from rankmill.profile import Backend, Precision, Profile
 from rankmill.tokens import (
     Float32,
     Overflow,
@@ -56,19 +58,11 @@ def score_pairs(
     lengths = windows.lengths
     scores = np.full(len(windows), np.nan, np.float32)
     padded, degraded = 0, False
-    pending = list(make_batches(lengths, profile.token_budget))[::-1]
-    while pending:
-        chosen = pending.pop()
-        try:
-            scores[chosen] = model.score(assemble(windows, template, chosen))
-        except MemoryError:
-            if len(chosen) == 1:
-                raise
-            half = len(chosen) // 2
-            pending += [chosen[half:], chosen[:half]]
-            degraded = True
-            continue
-        padded += int(lengths[chosen].max()) * len(chosen)
+    batches = make_batches(lengths, profile.token_budget)
+    for done in run_batches(model, batches, lambda chosen: assemble(windows, template, chosen)):
+        scores[done.chosen] = done.scores
+        padded += int(lengths[done.chosen].max()) * len(done.chosen)
+        degraded |= done.halved
     tokens = int(lengths.sum())
     pooled = pool(windows, scores, rules.pooling)
     return ScoredPairs(pooled, len(windows), tokens, padded - tokens, degraded)
@@ -95,6 +89,7 @@ class Scorer:
         *,
         revision: str | None = None,
         scorer: str | None = None,
+        backend: Literal["auto"] | Backend = "auto",
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         precision: Literal["auto"] | Precision = "auto",
         max_length: int = 512,
@@ -113,6 +108,7 @@ class Scorer:
             "name": model,
             "revision": revision,
             "scorer": scorer,
+            "backend": backend,
             "precision": precision,
             "max_length": max_length,
             "max_query_tokens": max_query_tokens,
@@ -138,7 +134,7 @@ class Scorer:
         elif hardware.cuda:
             found = "cuda"
         compute = ComputeConfig(cpus_per_worker=threads or hardware.cores)
-        self.profile = profiles.make_profile(config, compute, found, hardware)
+        self.profile = resolve(self.description, config, compute, found).tell()
         self.tokenizer = self.description.tokenizer(rules)
         self.model = self.description.load(self.profile)
 

@@ -22,11 +22,15 @@ from rankmill.tokens import PairRules, Template, TokenizedPairs, TokenizedTexts
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What the workers of a run must know. Small and picklable; models are built from it."""
+    """What the workers of a run must know. Small and picklable; models are built from it.
+
+    template: the tokenizer's, so that scoring actors need not load it.
+    """
 
     description: Description
     profile: Profile
     rules: PairRules
+    template: Template
     columns: ColumnNames
     has_query_id: bool
     max_text_bytes: int

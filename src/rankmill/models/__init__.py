@@ -8,7 +8,7 @@ from a model repository.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,28 @@ class Tokenizer(Protocol):
         ...
 
 
+class Pending(Protocol):
+    """A batch that was started."""
+
+    def result(self) -> npt.NDArray[np.float32]:
+        """Raw scores, float32 [batch]; waits for them. Raises `MemoryError` for no room."""
+        ...
+
+
+@runtime_checkable
+class AsyncModel(ScorerModel, Protocol):
+    """A model with threads of its own, which works on several batches at once.
+
+    in_flight: how many may be started before the first result is taken.
+    """
+
+    in_flight: int
+
+    def start(self, batch: TokenBatch) -> Pending:
+        """Begin with a batch, and do not wait for it."""
+        ...
+
+
 class Description(Hashable, Protocol):
     """What is known of a model without loading it. Equal values give equal scores."""
 
@@ -97,6 +119,13 @@ class Description(Hashable, Protocol):
 
     def fetch(self) -> None:
         """Make the files present on this node."""
+        ...
+
+    def prepare(self, profile: Profile) -> None:
+        """Make ready on this node what the profile's backend needs beside the files.
+
+        Raises `BackendUnfit` when that backend cannot score the model here.
+        """
         ...
 
     def tokenizer(self, rules: PairRules) -> Tokenizer:

@@ -35,6 +35,7 @@ class Architecture:
     after_padding: positions are counted from the padding id + 1, fairseq's way, so that the
         places of the table before it are never taken.
     task: how the class of a checkpoint that can score ends.
+    openvino: its body and head were converted and compared with torch's, by the tests.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Architecture:
     vocabulary: str | None = None
     after_padding: bool = False
     task: Task = "ForSequenceClassification"
+    openvino: bool = False
 
     def max_length(self, settings: dict[str, Any]) -> int:
         """The longest pair that the model has positions for, in tokens."""
@@ -67,13 +69,15 @@ class Architecture:
 ARCHITECTURES = {
     one.name: one
     for one in (
-        Architecture("bert", 2, "vocab.txt"),
+        Architecture("bert", 2, "vocab.txt", openvino=True),
         Architecture("electra", 2, "vocab.txt"),
         Architecture("roberta", 2, "vocab.json", after_padding=True),
         Architecture("camembert", 2, "sentencepiece.bpe.model", after_padding=True),
-        Architecture("xlm-roberta", 2, "sentencepiece.bpe.model", after_padding=True),
-        Architecture("deberta-v2", 2, "spm.model"),
-        Architecture("modernbert", 3),
+        Architecture(
+            "xlm-roberta", 2, "sentencepiece.bpe.model", after_padding=True, openvino=True
+        ),
+        Architecture("deberta-v2", 2, "spm.model", openvino=True),
+        Architecture("modernbert", 3, openvino=True),
         Architecture("gte", 3, "sentencepiece.bpe.model"),
         Architecture("jina-bert", 3),
         Architecture("qwen2", 3, "vocab.json", task="ForCausalLM"),

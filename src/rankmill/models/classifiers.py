@@ -1,8 +1,8 @@
 """Sequence classifiers of transformers on torch, loaded whole and taken apart: body and head.
 
-The body gives the last hidden states, in whatever precision and by whatever backend; the head
-(pooler and classifier) turns them into logits, always in float32, because a half-precision head
-collapses scores into ties (75 distinct values for 96 pairs against 96).
+The body gives the last hidden states that the head reads, in whatever precision and by whatever
+backend; the head (pooler and classifier) turns them into logits, always in float32, because a
+half-precision head collapses scores into ties (75 distinct values for 96 pairs against 96).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -23,6 +23,7 @@ from rankmill.encoding import without_noise
 from rankmill.errors import ModelError
 from rankmill.models.gte import gte_settings
 from rankmill.models.jina_bert import JinaBertClassifier, JinaBertConfig
+from rankmill.models.leading import keep_first_state
 from rankmill.models.weights import weight_files
 
 _JINA_BERT_KEY = ".mlp.gated_layers.weight"
@@ -41,7 +42,8 @@ class Classifier:
     """A cross-encoder in float32.
 
     body: called with input_ids and, where there are any, token_type_ids and attention_mask
-    (int64 [batch, length]); gives an output with last_hidden_state [batch, length, hidden].
+    (int64 [batch, length]); gives an output with last_hidden_state [batch, length, hidden], or
+    [batch, 1, hidden] where the head reads no other than the first.
     head: (states float32, mask or None) -> logits float32 [batch].
     """
 
@@ -98,12 +100,12 @@ class ModernBertHead(nn.Module):
         return logits.squeeze(-1)
 
 
-def load(folder: Path) -> Classifier:
-    """Load a checkpoint in float32.
+def load(folder: Path, attention: Literal["sdpa", "eager"] | None = None) -> Classifier:
+    """Load a checkpoint in float32. attention: transformers' implementation; None is its choice.
 
     Raises `ModelError` naming keys that are missing, unexpected or of another shape.
     """
-    model = _from_folder(folder)
+    model = _from_folder(folder, attn_implementation=attention)
     model.eval()
     kind = model.config.model_type
     body: nn.Module = model.base_model
@@ -119,6 +121,8 @@ def load(folder: Path) -> Classifier:
         pooler = body.get_submodule("pooler")
         body.register_module("pooler", None)
         head = PooledHead(pooler, model.classifier)
+    if getattr(model.config, "classifier_pooling", "cls") == "cls":  # only ModernBERT has others
+        keep_first_state(model.base_model)
     return Classifier(body, head)
 
 

@@ -83,6 +83,9 @@ class CustomModel:
         """Make the files present on this node, and see that the run's class can be imported."""
         self._class()
 
+    def prepare(self, profile: Profile) -> None:
+        """Nothing: the class is its own backend."""
+
     def tokenizer(self, rules: PairRules) -> PairTokenizer:
         """The tokenizer with its pair template."""
         return PairTokenizer.load(self.place.path(), rules)

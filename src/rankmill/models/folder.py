@@ -23,6 +23,7 @@ from rankmill.models import (
     Tokenizer,
     adapter,
     custom,
+    openvino_model,
     presets,
     prompt_sources,
 )
@@ -33,6 +34,7 @@ from rankmill.models.weights import weight_files
 from rankmill.profile import Profile
 from rankmill.prompt_tokenizer import PromptTokenizer
 from rankmill.prompts import Prompt
+from rankmill.storage import user_cache
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
 
@@ -75,6 +77,11 @@ class FolderModel:
         """Make the files present on this node; a local folder must be there already."""
         self.path()
 
+    def prepare(self, profile: Profile) -> None:
+        """Convert the model where the profile's backend needs it. Raises `BackendUnfit`."""
+        if profile.backend == "openvino":
+            openvino_model.ready(self, profile, user_cache() / "openvino")
+
     @property
     def takes_instruction(self) -> bool:
         """Whether an instruction is part of what the model reads."""
@@ -98,7 +105,10 @@ class FolderModel:
         return PairTokenizer.load(self.path(), rules)
 
     def load(self, profile: Profile) -> ScorerModel:
-        """The model on the profile's device, once its digest is confirmed."""
+        """The model on the profile's device, once its digest is confirmed.
+
+        Raises `BackendUnfit` when the profile's backend cannot score it on this node.
+        """
         found = self._digest_here()
         if found != self.digest:
             raise ModelError(
@@ -106,6 +116,11 @@ class FolderModel:
                 f"the run's is {self.digest[:12]}.",
                 "Bring the same files to every node.",
             )
+        if profile.backend == "openvino":
+            entry = openvino_model.ready(self, profile, user_cache() / "openvino")
+            from rankmill.models import openvino_encoder
+
+            return openvino_encoder.OpenVinoEncoder(entry, profile)
         return self._load_weights(self.path(), profile)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,32 @@
+"""OpenVINO, imported without its telemetry.
+
+By default it tells a server of Google's when it is imported and when a model is converted, and
+leaves an id in the user's home. It does without where its telemetry package is missing, so that is
+what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+_TELEMETRY = "openvino_telemetry"
+
+
+@contextlib.contextmanager
+def _telemetry_missing() -> Iterator[None]:
+    if "openvino" in sys.modules or _TELEMETRY in sys.modules:  # somebody else's choice
+        yield
+        return
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+
+
+with _telemetry_missing():
+    import openvino
+
+__all__ = ["openvino"]
