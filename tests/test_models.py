@@ -357,7 +357,7 @@ def test_a_hub_checkpoint_needs_no_preset(tiny_model, tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     scorer = fp32("somebody/a-reranker")
-    assert scorer.description.revision == commit
+    assert scorer.description.to_json()["revision"] == commit
     assert scorer.score(PAIRS) == pytest.approx(fp32(tiny_model("bert")).score(PAIRS))
 
 
