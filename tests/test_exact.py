@@ -139,7 +139,7 @@ def shape(request, tmp_path_factory) -> Iterator[Shape]:
 def test_scores_are_those_of_transformers_on_each_pair_alone(shape):
     pairs = [shape.of_length(length) for length in LENGTHS] + ODD + [LONG_DOCUMENT, *LONG_QUERIES]
     expected = [shape.reference.score(*pair, "document") for pair in pairs]
-    assert np.std(expected) > 0.1
+    assert np.std(expected) > 0.05  # 500 times the tolerance
     np.testing.assert_allclose(shape.score(pairs, "document"), expected, rtol=0, atol=1e-4)
 
 

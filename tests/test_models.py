@@ -289,6 +289,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(position_embedding_type="alibi"),
         "feed_forward_type must be",
     ),
+    "more tokens than embeddings": (
+        config(vocab_size=7),
+        r"of another shape|has the id \d+, the model only 7 word embeddings",
+    ),
     "two labels": (config(id2label={"0": "no", "1": "yes"}), "gives 2 values a pair"),
     "not a classifier": (config(architectures=["BertForMaskedLM"]), "not a sequence classifier"),
     "unknown architecture": (config(model_type="t5"), "of the architecture t5, not supported"),
@@ -357,7 +361,7 @@ def test_a_hub_checkpoint_needs_no_preset(tiny_model, tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     scorer = fp32("somebody/a-reranker")
-    assert scorer.description.to_json()["revision"] == commit
+    assert scorer.description.place.revision == commit
     assert scorer.score(PAIRS) == pytest.approx(fp32(tiny_model("bert")).score(PAIRS))
 
 

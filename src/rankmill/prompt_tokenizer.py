@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -110,6 +111,11 @@ class PromptTokenizer:
     def document_text(self, document: str) -> str:
         """A document as the model reads it."""
         return self._prompt.document_text(document)
+
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id in the vocabulary, added tokens included: a text may hold any of them."""
+        return max(self._tokenizer.get_vocab().values())
 
     def tokenize(self, texts: Sequence[str], query: Int32, document: Int32) -> TokenizedPairs:
         """Tokenize and cut pairs, given as int32 [pairs] indices into distinct texts.

@@ -58,6 +58,11 @@ class Tokenizer(Protocol):
         The result has its own texts, which may be others."""
         ...
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id that a text may hold, added tokens included."""
+        ...
+
     def verify(self) -> None:
         """Raise `ModelError` when pairs are not what the model's own tokenizer makes of them."""
         ...

@@ -83,7 +83,15 @@ class FolderModel:
     def check(self, rules: PairRules) -> None:
         """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
         self._check_weights(self.path())
-        self.tokenizer(rules).verify()
+        tokenizer = self.tokenizer(rules)
+        rows = self.settings.get("vocab_size")
+        if isinstance(rows, int) and tokenizer.largest_id >= rows:
+            raise ModelError(
+                f"The tokenizer of {self.name} has the id {tokenizer.largest_id}, the model only "
+                f"{rows} word embeddings.",
+                "Give the model the tokenizer that it was trained with.",
+            )
+        tokenizer.verify()
 
     def tokenizer(self, rules: PairRules) -> Tokenizer:
         """The tokenizer with its pair template."""
