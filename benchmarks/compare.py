@@ -1,77 +1,226 @@
-"""rankmill's Scorer beside sentence-transformers' CrossEncoder, in one run, on the same pairs.
+"""rankmill beside what users would run without it: the same pairs, one run, medians.
 
-    python benchmarks/compare.py MODEL CANDIDATES.parquet [--pairs 256] [--rounds 3]
+    python benchmarks/compare.py CANDIDATES.parquet [--shape NAME ...] [--pairs 192] [--rounds 3]
+        [--peers PYTHON] [--int8 FOLDER] [--save NAME]
 
-MODEL is a folder saved in float32. Every round runs each way once, in turn, over the same pairs;
-the table shows medians and their ratio to sentence-transformers' default. The pairs that warm
-things up are others.
+CANDIDATES has `query, title, text`. Each way (rankmill in fp32, bf16 and int8; sentence-
+transformers' default, its bf16, its best batch size; with --peers also OpenVINO and ONNX through
+the sentence-transformers 5.7 of another environment's interpreter) runs in a process of its own.
+A round lets each way score the measured pairs once, in turn, so that a noisy machine favours none;
+warm-up pairs are others. The matrix rates of the machine are measured before and after.
+
+Prints a table a shape; --save writes benchmarks/figures/NAME.json and a plot beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from sentence_transformers import CrossEncoder
 
+import random_models
+from machine import describe_machine
+from matrix_rates import matrix_rates
 from rankmill import storage
-from rankmill.scorer import Scorer
+from rankmill.models import presets
+from rankmill.models.presets import Preset
+from work import Measured, measure_pairs, plot
 
-Pairs = list[tuple[str, str]]
-_WARM_UP = 16
+_WARM_UP = 48
+_HERE = Path(__file__).parent
+SHAPES = ("cross-encoder/ms-marco-MiniLM-L6-v2", "hotchpotch/japanese-reranker-tiny-v2")
 
 
-def ways(model: str, threads: int, max_length: int) -> dict[str, Callable[[Pairs], object]]:
-    """What is compared, by name."""
-    fp32 = Scorer(model, device="cpu", precision="fp32", threads=threads, max_length=max_length)
-    bf16 = Scorer(model, device="cpu", precision="bf16", threads=threads, max_length=max_length)
-    default = CrossEncoder(model, device="cpu", max_length=max_length)
-    half = CrossEncoder(
-        model, device="cpu", max_length=max_length, model_kwargs={"dtype": torch.bfloat16}
-    )
-    return {
-        "sentence-transformers (default: fp32, batch 32)": default.predict,
-        "sentence-transformers bf16": half.predict,
-        "rankmill fp32": fp32.score,
-        "rankmill bf16": bf16.score,
+@dataclass(frozen=True)
+class Way:
+    """One line of the table. `peer`: runs in the other environment."""
+
+    name: str
+    way: str
+    backend: str
+    precision: str
+    best_batch: bool = False
+    peer: bool = False
+
+
+WAYS = (
+    Way("sentence-transformers 6, default (fp32, batch 32)", "sentence-transformers", "", "fp32"),
+    Way("sentence-transformers 6, fp32, best batch", "sentence-transformers", "", "fp32", True),
+    Way("sentence-transformers 6, bf16", "sentence-transformers", "", "bf16"),
+    Way("sentence-transformers 6, bf16, best batch", "sentence-transformers", "", "bf16", True),
+    Way("5.7 ONNX, fp32, best batch", "sentence-transformers", "onnx", "fp32", True, True),
+    Way("5.7 OpenVINO, fp32, best batch", "sentence-transformers", "openvino", "fp32", True, True),
+    Way("5.7 OpenVINO, bf16, best batch", "sentence-transformers", "openvino", "bf16", True, True),
+    Way("rankmill, torch, fp32", "rankmill", "torch", "fp32"),
+    Way("rankmill, torch, bf16", "rankmill", "torch", "bf16"),
+    Way("rankmill, OpenVINO, fp32", "rankmill", "openvino", "fp32"),
+    Way("rankmill, OpenVINO, bf16", "rankmill", "openvino", "bf16"),
+)
+INT8 = Way("rankmill, OpenVINO, int8", "rankmill", "openvino", "auto")
+
+
+class Worker:
+    """A way's process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.facts = self._answer()
+
+    def run(self) -> dict[str, float]:
+        """Score the measured pairs once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("A way ended early; its error stands above.")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+@contextmanager
+def working(python: str, asked: dict[str, Any]) -> Iterator[Worker]:
+    """A worker, ended with the block."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(asked["threads"]),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
     }
+    process = subprocess.Popen(
+        [python, str(_HERE / "way.py"), json.dumps(asked)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        yield Worker(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+
+
+def read_pairs(candidates: str, count: int) -> dict[str, list[tuple[str, str]]]:
+    """Seeded pairs to measure, and others to warm up with."""
+    table = storage.read_table(candidates, ["query", "title", "text"])
+    chosen = np.random.default_rng(0).choice(table.num_rows, count + _WARM_UP, replace=False)
+    columns = [table.take(chosen)[name].to_pylist() for name in ("query", "title", "text")]
+    pairs = [(query, f"{title} {text}") for query, title, text in zip(*columns, strict=True)]
+    return {"measured": pairs[:count], "warm": pairs[count:]}
+
+
+def compare(
+    preset: Preset, pairs: dict[str, list[tuple[str, str]]], arguments: argparse.Namespace
+) -> list[Measured]:
+    """Run every way over the pairs, round by round."""
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        model = random_models.build(preset.name, Path(scratch))
+        texts = Path(scratch, "pairs.json")
+        texts.write_text(json.dumps(pairs), encoding="utf-8")
+        chosen = [way for way in WAYS if arguments.peers or not way.peer]
+        models = {way: str(model) for way in chosen}
+        if arguments.int8:
+            models[INT8] = arguments.int8
+        workers: dict[Way, Worker] = {}
+        for way, folder in models.items():
+            asked = {
+                "way": way.way,
+                "backend": way.backend,
+                "precision": way.precision,
+                "best_batch": way.best_batch,
+                "model": folder,
+                "pairs": str(texts),
+                "threads": arguments.threads,
+                "max_length": arguments.max_length,
+            }
+            python = arguments.peers if way.peer else sys.executable
+            workers[way] = stack.enter_context(working(python, asked))
+        found: dict[Way, list[dict[str, float]]] = {way: [] for way in workers}
+        for _ in range(arguments.rounds):
+            for way, worker in workers.items():
+                found[way].append(worker.run())
+        cost = measure_pairs(model, preset, pairs["measured"], arguments.max_length)
+        return [
+            Measured(
+                name=way.name,
+                precision="int8" if way is INT8 else way.precision,
+                seconds=statistics.median(one["seconds"] for one in found[way]),
+                processor_seconds=statistics.median(one["processor_seconds"] for one in found[way]),
+                peak_mib=max(one["peak_mib"] for one in found[way]),
+                batch=worker.facts.get("batch_size") or worker.facts["profile"]["token_budget"],
+                cost=cost,
+            )
+            for way, worker in workers.items()
+        ]
 
 
 def main() -> None:
-    """Measure and print a line a way."""
+    """Compare on every shape asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
     parser.add_argument("candidates")
-    parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--shape", action="append")
+    parser.add_argument("--pairs", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument(
+        "--peers", help="a Python that has sentence-transformers[onnx,openvino] 5.7"
+    )
+    parser.add_argument("--int8", help="an int8 folder of the (single) shape: rankmill quantize")
+    parser.add_argument("--save")
     arguments = parser.parse_args()
-    table = storage.read_table(arguments.candidates, ["query", "title", "text"])
-    count = arguments.pairs + _WARM_UP
-    rows = table.take(np.random.default_rng(0).choice(table.num_rows, count, replace=False))
-    columns = [rows[name].to_pylist() for name in ("query", "title", "text")]
-    pairs = [(query, f"{title} {text}") for query, title, text in zip(*columns, strict=True)]
-
-    compared = ways(arguments.model, arguments.threads, arguments.max_length)
-    seconds: dict[str, list[float]] = {name: [] for name in compared}
-    for run in compared.values():
-        run(pairs[arguments.pairs :])
-    for _ in range(arguments.rounds):
-        for name, run in compared.items():
-            torch.set_num_threads(arguments.threads)
-            started = time.perf_counter()
-            run(pairs[: arguments.pairs])
-            seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    first = next(iter(medians.values()))
-    for name, median in medians.items():
-        rate = arguments.pairs / median
-        print(f"{name:50} {rate:7.1f} pairs/s  {first / median:5.2f}x")
+    pairs = read_pairs(arguments.candidates, arguments.pairs)
+    before = matrix_rates(arguments.threads)
+    tables = {}
+    for name in arguments.shape or SHAPES:
+        preset = presets.find(name)
+        if preset is None:
+            raise SystemExit(f"{name} is not a preset; `rankmill models` lists them.")
+        tables[name] = compare(preset, pairs, arguments)
+    after = matrix_rates(arguments.threads)
+    rates = {name: max(before[name], after[name]) for name in before}
+    print("Matrix rates, G/s: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))
+    for name, lines in tables.items():
+        print(
+            f"\n{name}: {lines[0].cost.pairs} pairs of mean {lines[0].cost.mean_tokens:.0f} tokens"
+        )
+        for line in lines:
+            print(line.to_line(lines[0], rates))
+    if arguments.save:
+        figures = _HERE / "figures"
+        figures.mkdir(exist_ok=True)
+        record = {
+            "machine": describe_machine(),
+            "rates": rates,
+            "settings": {
+                k: v
+                for k, v in vars(arguments).items()
+                if k in ("pairs", "rounds", "threads", "max_length")
+            },
+            "shapes": {
+                n: [line.to_json(lines[0], rates) for line in lines] for n, lines in tables.items()
+            },
+        }
+        (figures / f"{arguments.save}.json").write_text(
+            json.dumps(record, indent=1), encoding="utf-8"
+        )
+        plot(record, figures / f"{arguments.save}.png")
 
 
 if __name__ == "__main__":

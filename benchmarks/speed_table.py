@@ -1,0 +1,112 @@
+"""Pure inference for every preset's shape, scaled to 150,000 pairs, beside published seconds.
+
+    python benchmarks/speed_table.py CANDIDATES.parquet [--pairs 96] [--rounds 3] [--save NAME]
+
+The published figures (seconds for about 150,000 pairs, tokenizing excluded) stand in the presets
+with their hardware. Here: random weights of the same shapes, the default backend and precision,
+seeded pairs cut to --max-length, tokenized beforehand; large models get fewer pairs. The pairs
+are not the published ones, so mean tokens are printed, too: compare shapes, not hardware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import random_models
+from compare import read_pairs
+from machine import describe_machine
+from rankmill.models.presets import Preset, presets
+from rankmill.scorer import Scorer, score_pairs
+
+_PUBLISHED = ("RTX 5090", "M4 Max, MPS", "M4 Max, CPU")
+_SCALED_TO = 150_000
+# Twice the parameters, half the pairs, from this size (of matrices, embeddings aside) on.
+_FULL_PAIRS = 2e7
+
+
+def matrices(preset: Preset) -> int:
+    """Weights of the encoder's matrices."""
+    gated = 3 if preset.architecture in ("modernbert", "gte", "jina-bert") else 2
+    layer = 4 * preset.hidden**2 + gated * preset.hidden * preset.intermediate
+    return preset.layers * layer
+
+
+def measure(
+    preset: Preset, model: Path, pairs: list[tuple[str, str]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Median seconds of the model alone over the pairs, scaled."""
+    scorer = Scorer(
+        str(model), device="cpu", threads=arguments.threads, max_length=arguments.max_length
+    )
+    texts = [text for pair in pairs for text in pair]
+    number = np.arange(len(texts), dtype=np.int32).reshape(-1, 2)
+    tokens = scorer.tokenizer.pairs(scorer.tokenizer.encode(texts), number[:, 0], number[:, 1])
+    seconds = []
+    for _ in range(arguments.rounds + 1):
+        started = time.perf_counter()
+        score_pairs(scorer.model, tokens, scorer.tokenizer.template, scorer.profile)
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds[1:])
+    return {
+        "model": preset.name,
+        "layers": preset.layers,
+        "hidden": preset.hidden,
+        "backend": f"{scorer.profile.backend} {scorer.profile.precision}",
+        "mean_tokens": round(float(tokens.lengths.mean())),
+        "pairs_per_second": round(len(pairs) / median, 1),
+        "seconds_150000": round(_SCALED_TO * median / len(pairs)),
+        "published": {
+            hardware: figure.value
+            for hardware in _PUBLISHED
+            for figure in preset.figures
+            if figure.metric == "seconds" and (figure.settings or "").startswith(hardware)
+        },
+    }
+
+
+def main() -> None:
+    """Measure every preset whose shape can be built and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("candidates")
+    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--save")
+    arguments = parser.parse_args()
+    pairs = read_pairs(arguments.candidates, arguments.pairs)["measured"]
+    lines, seen = [], set()
+    for preset in sorted(presets(), key=matrices):
+        shape = (preset.architecture, preset.layers, preset.hidden, preset.intermediate)
+        if preset.architecture not in random_models.SHAPES or shape in seen:
+            continue
+        seen.add(shape)
+        count = max(int(len(pairs) * min(_FULL_PAIRS / matrices(preset), 1)), 8)
+        with tempfile.TemporaryDirectory() as folder:
+            model = random_models.build(preset.name, Path(folder))
+            line = measure(preset, model, pairs[:count], arguments)
+        lines.append(line)
+        published = ", ".join(f"{hw} {v:g} s" for hw, v in line["published"].items())
+        print(
+            f"{line['model']:52} {line['layers']:3d} x {line['hidden']:4d}  {line['backend']:14} "
+            f"{line['pairs_per_second']:8.1f} pairs/s  {line['seconds_150000']:7,d} s  "
+            f"({line['mean_tokens']} tokens)  {published}",
+            flush=True,
+        )
+    if arguments.save:
+        figures = Path(__file__).parent / "figures"
+        figures.mkdir(exist_ok=True)
+        record = {"machine": describe_machine(), "lines": lines}
+        (figures / f"{arguments.save}.json").write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
