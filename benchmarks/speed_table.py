@@ -25,6 +25,7 @@ from compare import read_pairs
 from machine import describe_machine
 from rankmill.models.presets import Preset, presets
 from rankmill.scorer import Scorer, score_pairs
+from rankmill.windows import cut
 
 _PUBLISHED = ("RTX 5090", "M4 Max, MPS", "M4 Max, CPU")
 _SCALED_TO = 150_000
@@ -48,11 +49,12 @@ def measure(
     )
     texts = [text for pair in pairs for text in pair]
     number = np.arange(len(texts), dtype=np.int32).reshape(-1, 2)
-    tokens = scorer.tokenizer.pairs(scorer.tokenizer.encode(texts), number[:, 0], number[:, 1])
+    tokenizer = scorer.tokenizer
+    tokens = tokenizer.tokenize(texts, number[:, 0], number[:, 1])
     seconds = []
     for _ in range(arguments.rounds + 1):
         started = time.perf_counter()
-        score_pairs(scorer.model, tokens, scorer.tokenizer.template, scorer.profile)
+        score_pairs(scorer.model, tokens, tokenizer.rules, tokenizer.template, scorer.profile)
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds[1:])
     return {
@@ -60,7 +62,7 @@ def measure(
         "layers": preset.layers,
         "hidden": preset.hidden,
         "backend": f"{scorer.profile.backend} {scorer.profile.precision}",
-        "mean_tokens": round(float(tokens.lengths.mean())),
+        "mean_tokens": round(float(cut(tokens, tokenizer.rules).lengths.mean())),
         "pairs_per_second": round(len(pairs) / median, 1),
         "seconds_150000": round(_SCALED_TO * median / len(pairs)),
         "published": {

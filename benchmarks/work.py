@@ -13,6 +13,7 @@ import numpy as np
 from rankmill.models.presets import Preset
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
+from rankmill.windows import cut
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -102,9 +103,9 @@ def measure_pairs(
     started = time.perf_counter()
     texts: dict[str, int] = {}
     number = np.array([[texts.setdefault(t, len(texts)) for t in pair] for pair in pairs], np.int32)
-    cut = tokenizer.pairs(tokenizer.encode(list(texts)), number[:, 0], number[:, 1])
+    tokenized = tokenizer.tokenize(list(texts), number[:, 0], number[:, 1])
     seconds = time.perf_counter() - started
-    lengths = cut.lengths.astype(np.int64)
+    lengths = cut(tokenized, tokenizer.rules).lengths.astype(np.int64)
     return Cost(len(pairs), float(lengths.mean()), operations(preset, lengths), seconds)
 
 
