@@ -554,3 +554,26 @@ def test_a_dataset_takes_instructions_too(tiny_model):
     ).take_all()
     scores = {row["doc_id"]: row["rerank_score"] for row in scored}
     assert scores == pytest.approx(by_the_scorer(table, model, WEB_SEARCH), abs=1e-4)
+
+
+def test_a_row_whose_instruction_fills_the_length_goes_to_quarantine_alone(
+    tiny_model, tmp_path, ray_cluster
+):
+    table = make_pairs(2, 3)
+    given = ["judge the row"] * table.num_rows
+    given[1] = "judge every word of it " * 400
+    (tmp_path / "in").mkdir()
+    pq.write_table(table.append_column("task", pa.array(given)), tmp_path / "in" / "c.parquet")
+    config = load_config(
+        overrides={
+            "input.path": str(tmp_path / "in"),
+            "input.columns.instruction": "task",
+            "output.path": str(tmp_path / "out"),
+            "model.name": tiny_model("qwen3"),
+            "model.prompt": "qwen3-reranker",
+            "compute.device": "cpu",
+        }
+    )
+    result = rankmill.rerank(config)
+    assert result.counters.rows_out == table.num_rows - 1
+    assert result.counters.quarantine == {"instruction leaves no room in model.max_length": 1}

@@ -29,7 +29,7 @@ LAYERS = [
     ["tokenizer_files"],
     ["template"],
     ["own_pairs"],
-    ["prompts", "tokenizer"],
+    ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
     ["lease", "models", "plan", "pool"],
     ["backend", "flight", "runs"],

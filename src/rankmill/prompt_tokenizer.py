@@ -6,6 +6,7 @@ where a tokenizer lets texts and prompt grow together, every pair is tokenized w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 from rankmill import tokenizer_files
 from rankmill.encoding import encode_texts
 from rankmill.errors import ConfigError, InputError, ModelError
+from rankmill.prompt_spans import breaks, extended, same_start, within
 from rankmill.prompts import Prompt, PromptQuery
 from rankmill.tokens import (
     Int32,
@@ -32,6 +34,8 @@ from rankmill.windows import assemble, cut, refuse_stride
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("rankmill")
 
 # Ends and beginnings that tokenizers join with what stands beside them.
 _PROBES = [
@@ -112,6 +116,11 @@ class PromptTokenizer:
         """A document as the model reads it."""
         return self._prompt.document_text(document)
 
+    def leaves_room(self, instruction: str) -> bool:
+        """Whether an instruction leaves query and document any of the length."""
+        nothing = self.query_text("", instruction), self.document_text("")
+        return len(self._own_ids(*nothing)) < self.rules.max_length
+
     @cached_property
     def largest_id(self) -> int:
         """The largest id in the vocabulary, added tokens included: a text may hold any of them."""
@@ -143,7 +152,7 @@ class PromptTokenizer:
                 if head not in known:
                     known[head] = self._ids([head])
                 ids = encoded.ids[encoded.starts[number] : encoded.starts[number + 1]]
-                heads[number] = _same_start(known[head], ids.tolist())
+                heads[number] = same_start(known[head], ids.tolist())
         return PromptTexts(encoded.ids, encoded.starts, strings=strings, heads=heads)
 
     def pairs(self, texts: TokenizedTexts, query: Int32, document: Int32) -> TokenizedPairs:
@@ -171,7 +180,7 @@ class PromptTokenizer:
                 new.append(self._with_tail(texts, *key))
             shown[pair] = numbers[key]
         return TokenizedPairs(
-            _extended(texts, new),
+            extended(texts, new),
             shown,
             document,
             (heads + kept).astype(np.int32),
@@ -186,6 +195,12 @@ class PromptTokenizer:
         truncation rule.
         """
         queries = [*map(self.query_text, _PROBES), self.query_text("q", "answer it")]
+        if self._whole:
+            log.warning(
+                "Tokenizing is slow with this model: %s joins texts with the prompt around them, "
+                "so every pair is tokenized whole.",
+                type(self._tokenizer).__name__,
+            )
         longest = max(len(self._own_ids(query, self.document_text(""))) for query in queries)
         texts = ["x", _LONG * (longest // 200 + 1)]
         for truncation in get_args(Truncation):
@@ -197,7 +212,7 @@ class PromptTokenizer:
     def _compare(self, query: PromptQuery, document: str) -> None:
         own, limit = self._own_ids(query, document), self.rules.max_length
         short = self._own_ids(query, self.document_text("0"))
-        after = _same_start(own[::-1], short[::-1]) if len(own) > limit else 0
+        after = same_start(own[::-1], short[::-1]) if len(own) > limit else 0
         expected = [*own[: min(limit, len(own)) - after], *own[len(own) - after :]]
         pairs = self.pairs(self.encode([query, document]), *np.array([[0], [1]], np.int32))
         inputs = cut(pairs, self.rules)
@@ -247,7 +262,7 @@ class PromptTokenizer:
                 return False
             strings = self._parts.strings(query, document)
             for number, *borders in self._parts.places(query, document):
-                if not _breaks(self._tokenizer, strings[number], borders):
+                if not breaks(self._tokenizer, strings[number], borders):
                     return False
         return True
 
@@ -305,7 +320,7 @@ class PromptTokenizer:
         """
         ids, head = texts.ids[texts.starts[number] : texts.starts[number + 1]], texts.heads[number]
         tail = self._tail[len(self._tail) - min(kept, len(self._tail)) :]
-        there = _same_start(self._tail[::-1].tolist(), ids[::-1].tolist())
+        there = same_start(self._tail[::-1].tolist(), ids[::-1].tolist())
         stays = head + kept - len(tail)
         return np.concatenate([ids[:stays], tail, ids[stays : len(ids) - there]])
 
@@ -327,7 +342,7 @@ class PromptTokenizer:
             found.append(np.array([*stays, *ids[a + k : b], *ids[c + m : d]], np.int32))
         nothing = np.zeros(len(found), np.int32)
         return TokenizedPairs(
-            _extended(TokenizedTexts(nothing[:0], np.zeros(1, np.int64)), [*found, nothing[:0]]),
+            extended(TokenizedTexts(nothing[:0], np.zeros(1, np.int64)), [*found, nothing[:0]]),
             np.arange(len(found), dtype=np.int32),
             nothing + np.int32(len(found)),
             (lengths - own - other + kept + kept_document).astype(np.int32),
@@ -350,40 +365,7 @@ class PromptTokenizer:
             encoded = self._tokenizer(string, add_special_tokens=False, return_offsets_mapping=True)
             for (holder, first, _), (start, stop) in zip(places, own):
                 if number == holder:
-                    within = _within(encoded["offset_mapping"], first + start, first + stop)
-                    span += [len(ids) + at for at in within]
+                    inside = within(encoded["offset_mapping"], first + start, first + stop)
+                    span += [len(ids) + at for at in inside]
             ids += encoded["input_ids"]
         return ids, span
-
-
-def _breaks(tokenizer: PreTrainedTokenizerBase, string: str, borders: list[int]) -> bool:
-    """Whether one of the tokenizer's words ends, and another begins, at every border inside."""
-    encoded = tokenizer(string, add_special_tokens=False, return_offsets_mapping=True)
-    words = encoded.word_ids(0)
-    for border in borders:
-        left = {w for w, (start, _) in zip(words, encoded["offset_mapping"]) if start < border}
-        right = {w for w, (_, stop) in zip(words, encoded["offset_mapping"]) if stop > border}
-        if left & right:
-            return False
-    return True
-
-
-def _same_start(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first items are the same."""
-    pairs = enumerate(zip(one, other))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _within(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """Between which tokens those lie that hold any of the characters from start to end."""
-    inside = [at for at, (first, stop) in enumerate(offsets) if stop > start and first < end]
-    if inside:
-        return inside[0], inside[-1] + 1
-    empty = sum(stop <= start for _, stop in offsets)
-    return empty, empty
-
-
-def _extended(texts: TokenizedTexts, more: list[Int32]) -> TokenizedTexts:
-    sizes = np.array([len(one) for one in more], np.int64)
-    starts = np.concatenate([texts.starts, texts.starts[-1] + np.cumsum(sizes)])
-    return TokenizedTexts(np.concatenate([texts.ids, *more]), starts.astype(np.int64))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -184,7 +184,7 @@ class Scorer:
 
 
 def _is_pair(value: object) -> bool:
-    if isinstance(value, str) or not isinstance(value, Collection):
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
         return False
     return len(value) == 2 and all(map(_is_text, value))
 

@@ -47,6 +47,7 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
     table = envelope.rows
     assert table is not None, "a shard without an error has rows"
     checked = rows.check(table, settings.columns, settings.has_query_id, settings.max_text_bytes)
+    checked = _without_long_instructions(checked, tokenizer)
     wanted = pc.is_null(checked.reason).to_numpy(zero_copy_only=False)
     if settings.depth is not None:
         wanted = wanted & (checked.position < settings.depth)
@@ -108,6 +109,17 @@ def _distinct(
 ) -> tuple[list[str], npt.NDArray[np.int32]]:
     encoded = pc.dictionary_encode(text.filter(pa.array(wanted)))
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def _without_long_instructions(checked: rows.CheckedRows, tokenizer: Tokenizer) -> rows.CheckedRows:
+    """Rows whose instruction fills the model's length get a reason; the others are scored."""
+    if checked.instruction_text is None:
+        return checked
+    given = pc.unique(checked.instruction_text.drop_null()).to_pylist()
+    long = [text for text in given if not tokenizer.leaves_room(text)]
+    too_long = pc.is_in(checked.instruction_text, pa.array(long, pa.large_string()))
+    found = pc.and_(pc.is_null(checked.reason), too_long)
+    return replace(checked, reason=pc.if_else(found, rows.LONG_INSTRUCTION, checked.reason))
 
 
 def _distinct_queries(

@@ -104,6 +104,10 @@ class PairTokenizer:
         """A document as the model reads it: as it is."""
         return document
 
+    def leaves_room(self, instruction: str) -> bool:
+        """Always: cross-encoders take no instruction."""
+        return True
+
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize texts without special tokens and without cutting."""
         return encode_texts(self._tokenizer, texts)

@@ -53,6 +53,10 @@ class Tokenizer(Protocol):
         """A document as the model reads it."""
         ...
 
+    def leaves_room(self, instruction: str) -> bool:
+        """Whether an instruction leaves query and document any of the model's length."""
+        ...
+
     def tokenize(self, texts: Sequence[str], query: Int32, document: Int32) -> TokenizedPairs:
         """Tokenize and cut pairs, given as int32 [pairs] indices into such texts, each distinct.
         The result has its own texts, which may be others."""

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from rankmill.errors import ModelError
 
+# How a weight of every JinaBERT's layers ends, whatever its config.json says.
+JINA_BERT_KEY = ".mlp.gated_layers.weight"
 # What lengths and the amount of work are computed from.
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 # Sizes of attention that a config may leave to others: heads that share keys, and their width.
@@ -119,8 +121,15 @@ def architecture_of(name: str, settings: dict[str, Any]) -> Architecture:
     return found
 
 
-def refuse_broken(config_file: Path, settings: dict[str, Any]) -> None:
-    """Raise `ModelError` when a size that rankmill computes with is no whole number above 0."""
+def refuse_broken(config_file: Path, settings: dict[str, Any], found: Architecture) -> None:
+    """Raise `ModelError` when a number that rankmill computes with is none."""
+    pad = settings.get("pad_token_id", 1)
+    if found.after_padding and (type(pad) is not int or pad < 0):
+        raise ModelError(
+            f"{config_file}: pad_token_id must be a whole number, found {pad!r}: positions are "
+            "counted from it.",
+            "Give a folder written by save_pretrained.",
+        )
     needed = (*_SIZES, *(key for key in _GROUPED if settings.get(key) is not None))
     for key in needed:
         value = settings.get(key)

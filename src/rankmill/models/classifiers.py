@@ -26,7 +26,6 @@ from rankmill.models.jina_bert import JinaBertClassifier, JinaBertConfig
 from rankmill.models.leading import keep_first_state
 from rankmill.models.weights import weight_files
 
-_JINA_BERT_KEY = ".mlp.gated_layers.weight"
 _BLOCK_HEADS = frozenset({"xlm-roberta", "roberta", "camembert", "electra"})
 
 # The weights whose rows are the labels.
@@ -260,11 +259,6 @@ def _refuse_difference(
     lines = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds if keys]
     if lines:
         remedy = f"Missing weights would be random numbers. {remedy}"
-        if any(key.endswith(_JINA_BERT_KEY) for key in unexpected):
-            remedy = (
-                "They are JinaBERT's, whose config.json says position_embedding_type alibi: fetch "
-                "the config.json that they were published with."
-            )
         raise ModelError(
             f"The weights in {folder} do not match the class that its config names: "
             f"{'; '.join(lines)}.",

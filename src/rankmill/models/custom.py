@@ -31,7 +31,7 @@ from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules, TokenBatch
 
 # What an architecture that is not known is taken for when work is estimated.
-_PLAIN = Architecture("own", feed_forward=2)
+PLAIN = Architecture("own", feed_forward=2)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class CustomModel:
 
     @property
     def _architecture(self) -> Architecture:
-        return ARCHITECTURES.get(str(self.settings.get("model_type")), _PLAIN)
+        return ARCHITECTURES.get(str(self.settings.get("model_type")), PLAIN)
 
     def _class(self) -> Callable[[Path, Profile], ScorerModel]:
         folder = self.place.path()

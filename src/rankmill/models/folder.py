@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rankmill import tokenizer_files
 from rankmill.config import ModelConfig, Slopes
@@ -27,10 +27,15 @@ from rankmill.models import (
     presets,
     prompt_sources,
 )
-from rankmill.models.architectures import Architecture, architecture_of, refuse_broken
+from rankmill.models.architectures import (
+    JINA_BERT_KEY,
+    Architecture,
+    architecture_of,
+    refuse_broken,
+)
 from rankmill.models.locate import Place, locate
 from rankmill.models.prompt_sources import token_ids
-from rankmill.models.weights import weight_files
+from rankmill.models.weights import weight_files, weight_names
 from rankmill.profile import Profile
 from rankmill.prompt_tokenizer import PromptTokenizer
 from rankmill.prompts import Prompt
@@ -223,6 +228,7 @@ def describe(config: ModelConfig, profile: str | None = None) -> Description:
     preset = presets.find(name)
     license_ = preset.licence if preset is not None else None
     if config.scorer is not None:
+        _refuse_settings(config, custom.PLAIN)
         return custom.describe(
             name, config.scorer, locate(name, config.revision, profile), license_
         )
@@ -259,8 +265,14 @@ def _described(
     if isinstance(place, adapter.MergedAdapter):  # which brings the head, or lacks it by name
         settings.pop("architectures", None)
     found = architecture_of(name, settings)
-    refuse_broken(config_file, settings)
-    weight_files(name, files)
+    refuse_broken(config_file, settings, found)
+    weights = weight_names(weight_files(name, files))
+    if found.name == "bert" and any(key.endswith(JINA_BERT_KEY) for key in weights):
+        raise ModelError(
+            f"The weights of {name} are JinaBERT's, but its config.json does not say "
+            "position_embedding_type alibi.",
+            "Fetch the config.json that they were published with.",
+        )
     vocabulary = ["tokenizer.json", *filter(None, [found.vocabulary])]
     if not any((folder / file).is_file() for folder in folders for file in vocabulary):
         raise ModelError(
@@ -280,7 +292,14 @@ def _slopes(config: ModelConfig, settings: dict[str, Any]) -> Slopes:
     """What the configuration says, or else config.json; the published ones do not."""
     if config.alibi_slopes != "auto":
         return config.alibi_slopes
-    return "standard" if settings.get("alibi_slopes") == "standard" else "halved"
+    written = settings.get("alibi_slopes", "halved")
+    if written not in get_args(Slopes):
+        raise ModelError(
+            f"The config.json of {config.name} has alibi_slopes {written!r}.",
+            f"It must be one of {', '.join(get_args(Slopes))}, or be left out.",
+        )
+    slopes: Slopes = written
+    return slopes
 
 
 def _refuse_settings(config: ModelConfig, found: Architecture) -> None:

@@ -16,7 +16,7 @@ graph without loops, for callers who know that batch x heads x length x length s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -88,13 +88,6 @@ def _wrong(source: str | Path, key: str, expected: str, found: object) -> ModelE
     return ModelError(
         f"{source}: {key} must be {expected}, found {found!r}.",
         "Give the config.json that was published with the weights.",
-    )
-
-
-def is_jina_bert(settings: Mapping[str, object], weight_names: Iterable[str]) -> bool:
-    """Whether a checkpoint, whose `model_type` is "bert", is a JinaBERT."""
-    return settings.get("position_embedding_type") == "alibi" or any(
-        name.endswith(".mlp.gated_layers.weight") for name in weight_names
     )
 
 

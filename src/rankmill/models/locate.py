@@ -27,7 +27,7 @@ from rankmill.storage import StoredFile
 # What makes scores. Pictures, readmes and other formats of the weights do not.
 _DIGESTED = (".json", ".txt", ".model", ".safetensors")
 _NOT_DIGESTED = frozenset({"README.txt", "modules.json", "trainer_state.json"})
-_FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_FETCHED = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 # One of them lies in every model's folder, and in none above it.
 _LANDMARKS = frozenset({"config.json", "adapter_config.json", "tokenizer.json"})
 # A trainer's intermediate states, each as large as the model beside them.

@@ -45,6 +45,15 @@ def weight_files(name: str, files: Path) -> list[Path]:
     return [_readable(files / n) for n in named]
 
 
+def weight_names(files: list[Path]) -> set[str]:
+    """The names of all weights in readable safetensors files."""
+    names: set[str] = set()
+    for file in files:
+        with safe_open(str(file), framework="numpy") as weights:
+            names.update(weights.keys())
+    return names
+
+
 def _readable(file: Path) -> Path:
     try:
         with safe_open(str(file), framework="numpy"):
