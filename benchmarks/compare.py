@@ -192,16 +192,13 @@ def main() -> None:
         preset = presets.find(name)
         if preset is None:
             raise SystemExit(f"{name} is not a preset; `rankmill models` lists them.")
-        tables[name] = compare(preset, pairs, arguments)
-    after = matrix_rates(arguments.threads)
-    rates = {name: max(before[name], after[name]) for name in before}
-    print("Matrix rates, G/s: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))
-    for name, lines in tables.items():
-        print(
-            f"\n{name}: {lines[0].cost.pairs} pairs of mean {lines[0].cost.mean_tokens:.0f} tokens"
-        )
+        lines = tables[name] = compare(preset, pairs, arguments)
+        after = matrix_rates(arguments.threads)
+        rates = {precision: max(before[precision], after[precision]) for precision in before}
+        print("\nMatrix rates, G/s: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))
+        print(f"{name}: {lines[0].cost.pairs} pairs of mean {lines[0].cost.mean_tokens:.0f} tokens")
         for line in lines:
-            print(line.to_line(lines[0], rates))
+            print(line.to_line(lines[0], rates), flush=True)
     if arguments.save:
         figures = _HERE / "figures"
         figures.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ import tiny_models
 from rankmill import Scorer, job
 from rankmill.config import load_config
 from rankmill.rows import BAD_SCORE
-from reference import Reference
+from reference import WindowReference
 
 LENGTH, STRIDE = 40, 8
 QUERY = "what is a shard"
@@ -57,7 +57,7 @@ def overflow(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def good(broken: str, overflow: str) -> list[bool]:
     """Which documents transformers itself gives a finite score, in every window that counts."""
-    reference = Reference(broken, LENGTH, STRIDE)
+    reference = WindowReference(broken, LENGTH, STRIDE)
     counting = slice(None) if overflow == "windows" else slice(1)
     windows = [reference.windows(QUERY, document) for document in DOCUMENTS]
     seen = {str(score) for scores in windows for score in scores}
