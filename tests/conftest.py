@@ -21,6 +21,9 @@ from rankmill.models import locate
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray's workers find what stands beside the tests: scorers of one's own.
+_BESIDE = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _BESIDE))
 # Converted models are kept for the session, and nothing of the user's is read or written.
 _CACHE = tempfile.TemporaryDirectory(prefix="rankmill-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name

@@ -70,6 +70,14 @@ class Profile:
         """Plain values, as stored in run.json."""
         return asdict(self)
 
+    def identity(self) -> dict[str, Any]:
+        """What of it names a run: all that scores depend on.
+
+        OpenVINO's are the same bits over any number of threads and streams; torch's need not be.
+        """
+        free = ("threads", "streams") if self.backend == "openvino" else ()
+        return {name: value for name, value in self.to_json().items() if name not in free}
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Profile:
         """The stored profile of an earlier start."""
