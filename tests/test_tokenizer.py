@@ -758,6 +758,7 @@ def test_pairs_made_whole_pass_through_the_tables_of_a_shard(swapping):
         scorer.description,
         scorer.profile,
         scorer.tokenizer.rules,
+        scorer.tokenizer.template,
         ColumnNames(),
         has_query_id=True,
         max_text_bytes=1 << 20,
