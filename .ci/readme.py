@@ -58,7 +58,8 @@ def start_cluster(environment: dict[str, str]) -> subprocess.Popen[bytes]:
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
     command += ["--dashboard-host=127.0.0.1", "--dashboard-port=8265", f"--temp-dir={folder}"]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    probe = ["ray", "job", "list"]
+    # A job, because the server lists jobs before it has an agent that could run one.
+    probe = ["ray", "job", "submit", "--", "true"]
     for _ in range(60):
         time.sleep(1)
         if subprocess.run(probe, env=environment, capture_output=True).returncode == 0:
