@@ -94,7 +94,7 @@ def make_run(
     profile: Profile,
 ) -> Run:
     """Put together what run.json holds."""
-    identity = identity_without_profile(config, source, model) | {"profile": profile.to_json()}
+    identity = identity_without_profile(config, source, model) | {"profile": profile.identity()}
     recorded = {
         "config": config.model_dump(mode="json"),
         "model": model.to_json(),

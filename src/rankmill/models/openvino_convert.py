@@ -7,9 +7,11 @@ torch provides for and OpenVINO does not. It is no slower: OpenVINO finds the at
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def convert(model: Classifier, target: Path, batch: TokenBatch) -> None:
 
 def _write(module: nn.Module, inputs: dict[str, torch.Tensor], file: Path) -> None:
     try:
-        with without_noise(), warnings.catch_warnings():
+        with without_noise(), _root_logger_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a trace takes for fixed: the check will tell
             graph = openvino.convert_model(module.eval(), example_input=inputs)
     except Exception as error:  # torch's tracer and OpenVINO's front end raise what they like
@@ -82,7 +84,23 @@ def _write(module: nn.Module, inputs: dict[str, torch.Tensor], file: Path) -> No
         raise BackendUnfit(
             f"OpenVINO cannot convert the model: {type(error).__name__}: {reason}."
         ) from error
+    if any(node.get_type_name() == "If" for node in graph.get_ops()):
+        # Of such a graph OpenVINO 2026.4 gave a wrong first answer, NaN among it, and right ones
+        # after: no check could be trusted.
+        raise BackendUnfit("OpenVINO cannot be trusted with the model: its graph has branches.")
     openvino.save_model(graph, file, compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """A conversion that fails leaves everybody's logging at the level of errors."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
 
 
 def check(
