@@ -49,19 +49,17 @@ def resolve(
     Raises `ConfigError` for a device, precision or backend that is not there, and `BackendUnfit`
     when `model.backend` is openvino and cannot be.
     """
-    hardware = probe(device)
-    if cores is not None:
-        hardware = replace(hardware, cores=min(hardware.cores, cores))
-    on_torch = make_profile(model, compute, device, hardware)
-    if model.scorer is not None or model.backend == "torch":
-        return Resolved(on_torch)
-    if model.backend == "auto" and device != "cpu":
-        return Resolved(on_torch)
-    if device != "cpu":
+    if model.backend == "openvino" and device != "cpu":
         raise ConfigError(
             f"model.backend is openvino, which scores on CPUs here; the device is {device}.",
             "Set compute.device to cpu, or model.backend to auto.",
         )
+    hardware = probe(device)
+    if cores is not None:
+        hardware = replace(hardware, cores=min(hardware.cores, cores))
+    on_torch = make_profile(model, compute, device, hardware)
+    if model.scorer is not None or model.backend == "torch" or device != "cpu":
+        return Resolved(on_torch)
     if model.backend == "auto" and not openvino_model.is_installed():
         return Resolved(
             on_torch, hint="OpenVINO scores faster than torch on CPUs: pip install 'rankmill[cpu]'."

@@ -25,8 +25,8 @@ from rankmill.markers import Counters, Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.plan import Plan, make_plan
-from rankmill.pool import Pool, choose_device, size_pool
-from rankmill.profile import SCORING_VERSION, Profile
+from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
+from rankmill.profile import SCORING_VERSION, Profile, with_threads
 from rankmill.progress import Listener, Watch
 from rankmill.runs import Run
 from rankmill.source import Source, open_source
@@ -262,6 +262,8 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
                 f"{hardware.instructions}, and would not give the same bytes.",
                 "Resume on the same kind of machine, or start again with --overwrite.",
             )
+        cores = min(hardware.cores, cores_a_worker(compute, found))
+        profile = with_threads(profile, compute, cores)
     whole_nodes = profile.backend == "openvino"
     return profile, size_pool(compute, device, profile.threads, found, whole_nodes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,22 +135,23 @@ def make_profile(
             "Use bf16 or fp32.",
         )
     asked = compute.cpus_per_worker
-    if backend == "openvino":
-        threads = hardware.cores if asked == "auto" else asked
-        streams = max(threads // _threads("cpu", threads), 1)
-        budget = OPENVINO_TOKEN_BUDGET
-    else:
-        threads = _threads(device, hardware.cores) if asked == "auto" else asked
-        streams, budget = 1, TOKEN_BUDGET[device]
-    return Profile(
+    found = Profile(
         backend=backend if model.scorer is None else "custom",
         precision=precision,
         device=device,
         instructions=hardware.instructions,
-        threads=threads,
-        token_budget=budget,
-        streams=streams,
+        threads=_threads(device, hardware.cores) if asked == "auto" else asked,
+        token_budget=OPENVINO_TOKEN_BUDGET if backend == "openvino" else TOKEN_BUDGET[device],
     )
+    return with_threads(found, compute, hardware.cores)
+
+
+def with_threads(found: Profile, compute: ComputeConfig, cores: int) -> Profile:
+    """The same profile for a node of other size, as far as that changes no bits."""
+    if found.backend != "openvino":
+        return found
+    threads = cores if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+    return replace(found, threads=threads, streams=max(threads // _threads("cpu", threads), 1))
 
 
 def _threads(device: Device, cores: int) -> int:

@@ -72,16 +72,16 @@ ARCHITECTURES = {
     one.name: one
     for one in (
         Architecture("bert", 2, "vocab.txt", openvino=True),
-        Architecture("electra", 2, "vocab.txt"),
-        Architecture("roberta", 2, "vocab.json", after_padding=True),
-        Architecture("camembert", 2, "sentencepiece.bpe.model", after_padding=True),
+        Architecture("electra", 2, "vocab.txt", openvino=True),
+        Architecture("roberta", 2, "vocab.json", after_padding=True, openvino=True),
+        Architecture("camembert", 2, "sentencepiece.bpe.model", after_padding=True, openvino=True),
         Architecture(
             "xlm-roberta", 2, "sentencepiece.bpe.model", after_padding=True, openvino=True
         ),
         Architecture("deberta-v2", 2, "spm.model", openvino=True),
         Architecture("modernbert", 3, openvino=True),
-        Architecture("gte", 3, "sentencepiece.bpe.model"),
-        Architecture("jina-bert", 3),
+        Architecture("gte", 3, "sentencepiece.bpe.model", openvino=True),
+        Architecture("jina-bert", 3, openvino=True),
         Architecture("qwen2", 3, "vocab.json", task="ForCausalLM"),
         Architecture("qwen3", 3, "vocab.json", task="ForCausalLM"),
         Architecture("llama", 3, "tokenizer.model", task="ForCausalLM"),

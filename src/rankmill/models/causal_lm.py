@@ -6,7 +6,6 @@ those tokens' rows are kept, so there are never logits of all of it, nor of othe
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from rankmill.errors import ModelError
 from rankmill.models.classifiers import Classifier, from_folder
-from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.models.weights import weight_files
-from rankmill.profile import Profile
 
 # safetensors' names of the types whose values survive a model loaded in 16 bits.
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
@@ -59,14 +56,6 @@ class TokenLogit(nn.Module):
         """Scores float32 [batch] of states float32 [batch, 1, hidden]."""
         logits = states[:, 0] @ self.rows.T
         return logits[:, 0] if len(self.rows) == 1 else logits[:, 0] - logits[:, 1]
-
-
-def scorer(folder: Path, tokens: tuple[int, ...], profile: Profile) -> TorchEncoder:
-    """A causal model that is ready to score. tokens: ids of the true and the false token.
-
-    Raises `ModelError` as `check` does.
-    """
-    return TorchEncoder(folder, profile, partial(load, tokens=tokens))
 
 
 def load(folder: Path, tokens: tuple[int, ...]) -> Classifier:

@@ -5,15 +5,15 @@
                 files.json              SHA-256 of the four
                 check-<how>.json        how far its scores are from torch's
 
-An entry is built in a folder of its own and renamed, so that processes that build it at the same
-time do not see halves of each other's; the last to come uses the first one's. One that does not
+An entry is built in a folder of its own and renamed. Processes that build it at the same time do
+not see halves of each other's; those that come later use the first one's. An entry that does not
 match its checksums is built again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +29,7 @@ from rankmill.profile import SCORING_VERSION, Profile
 
 BODY, HEAD = "body.xml", "head.xml"
 FILES = (BODY, "body.bin", HEAD, "head.bin")
-_SUMS = "files.json"
+_SUMS, _LOCK = "files.json", ".lock"
 # Raised whenever the same model is converted into another graph.
 _CONVERSION = 1
 _MAKERS = ("openvino", "torch", "transformers")
@@ -88,19 +88,15 @@ def build(cache: Path, key: str, convert: Callable[[Path], None]) -> Path:
 
 def _put(target: Path, entry: Path) -> Path:
     """Give a finished entry its name, unless a whole one has it by now."""
-    damaged = target.with_name(f"{target.name}-damaged")
-    while True:
-        try:
+    with open(entry.parent / _LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if find(entry.parent, entry.name) is None:
+            damaged = target.with_name(f"{target.name}-damaged")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(entry, damaged)
             os.rename(target, entry)
-            return entry
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        if find(entry.parent, entry.name) is not None:
-            return entry
-        with contextlib.suppress(FileNotFoundError):  # somebody else removed it
-            os.rename(entry, damaged)
-        shutil.rmtree(damaged, ignore_errors=True)
+            shutil.rmtree(damaged, ignore_errors=True)
+    return entry
 
 
 def checked(entry: Path, profile: Profile) -> Check | None:

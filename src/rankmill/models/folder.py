@@ -10,9 +10,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rankmill import tokenizer_files
 from rankmill.config import ModelConfig, Slopes
@@ -42,6 +41,9 @@ from rankmill.prompts import Prompt
 from rankmill.storage import user_cache
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
+
+if TYPE_CHECKING:
+    from rankmill.models.classifiers import Classifier
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,19 @@ class FolderModel:
             from rankmill.models import openvino_encoder
 
             return openvino_encoder.OpenVinoEncoder(entry, profile)
-        return self._load_weights(self.path(), profile)
+        return self.load_on_torch(profile)
+
+    def load_on_torch(self, profile: Profile) -> ScorerModel:
+        """The model on torch, whatever the profile's backend."""
+        from rankmill.models import torch_encoder
+
+        return torch_encoder.TorchEncoder(self.path(), profile, self.load_parts)
+
+    def load_parts(self, folder: Path, traced: bool = False) -> Classifier:
+        """Body and head on torch. traced: to be recorded by a converter."""
+        from rankmill.models import classifiers
+
+        return classifiers.load(folder, traced)
 
     def to_json(self) -> dict[str, Any]:
         """What names the model in run.json and in the part files."""
@@ -146,17 +160,18 @@ class FolderModel:
 
         classifiers.check(folder)
 
-    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
-        from rankmill.models import torch_encoder
-
-        return torch_encoder.TorchEncoder(folder, profile)
-
 
 @dataclass(frozen=True)
 class JinaModel(FolderModel):
     """A JinaBERT. slopes: how its last heads weigh distance (see `jina_bert.alibi_slopes`)."""
 
     slopes: Slopes = field(kw_only=True)
+
+    def load_parts(self, folder: Path, traced: bool = False) -> Classifier:
+        """Body and head on torch. traced: to be recorded by a converter."""
+        from rankmill.models import classifiers
+
+        return classifiers.load_jina(folder, self.slopes, traced)
 
     def to_json(self) -> dict[str, Any]:
         """What names the model, and its slopes."""
@@ -166,13 +181,6 @@ class JinaModel(FolderModel):
         from rankmill.models import classifiers
 
         classifiers.load_jina(folder, self.slopes)
-
-    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
-        from rankmill.models import classifiers, torch_encoder
-
-        return torch_encoder.TorchEncoder(
-            folder, profile, partial(classifiers.load_jina, slopes=self.slopes)
-        )
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,12 @@ class CausalModel(FolderModel):
         """Whether the prompt has a place for an instruction."""
         return self.prompt.instructed is not None
 
+    def load_parts(self, folder: Path, traced: bool = False) -> Classifier:
+        """Decoder and answering tokens on torch, in the type that the weights are stored in."""
+        from rankmill.models import causal_lm
+
+        return causal_lm.load(folder, self.tokens)
+
     def tokenizer(self, rules: PairRules) -> Tokenizer:
         """The tokenizer with the prompt."""
         return PromptTokenizer.load(self.path(), self.prompt, rules, self.instruction)
@@ -207,11 +221,6 @@ class CausalModel(FolderModel):
         from rankmill.models import causal_lm
 
         causal_lm.check(folder, self.tokens)
-
-    def _load_weights(self, folder: Path, profile: Profile) -> ScorerModel:
-        from rankmill.models import causal_lm
-
-        return causal_lm.scorer(folder, self.tokens, profile)
 
 
 def describe(config: ModelConfig, profile: str | None = None) -> Description:

@@ -166,6 +166,11 @@ class JinaBertEncoder(nn.Module):
         values = alibi_slopes(config.num_attention_heads, slopes)
         self._slopes = torch.tensor(values, device="cpu")
         self._max_scores = max_scores
+        self._first_only = False
+
+    def keep_first_state(self) -> None:
+        """From now on give the first state alone, [batch, 1, hidden]: see `leading`."""
+        self._first_only = True
 
     def forward(
         self,
@@ -192,9 +197,14 @@ class JinaBertEncoder(nn.Module):
         else:
             bias = _alibi_band(input_ids, slopes, self._max_scores)
         keep = None if attention_mask is None else attention_mask[:, None, None, :] != 0
-        for layer in self.encoder["layer"].children():
-            states = layer(states, bias, keep, self._max_scores is not None)
-        return States(states)
+        layers = list(self.encoder["layer"].children())
+        for layer in layers[:-1]:
+            states = layer(states, states, bias, keep, self._max_scores is not None)
+        if not self._first_only:
+            return States(layers[-1](states, states, bias, keep, self._max_scores is not None))
+        far = torch.arange(input_ids.shape[1], device=states.device)
+        bias = slopes[:, None, None] * -far[None]
+        return States(layers[-1](states[:, :1], states, bias, keep, False))
 
 
 class _Pooler(nn.Module):
@@ -231,10 +241,14 @@ class _Layer(nn.Module):
         )
         self._heads = (config.num_attention_heads, hidden // config.num_attention_heads)
 
-    def forward(self, states: Tensor, bias: Tensor, keep: Tensor | None, blocks: bool) -> Tensor:
+    def forward(
+        self, states: Tensor, seen: Tensor, bias: Tensor, keep: Tensor | None, blocks: bool
+    ) -> Tensor:
+        """The states that follow on `states`, which attend to those in `seen`."""
+        projections = zip(self.attention["self"].children(), (states, seen, seen), strict=True)
         query, key, value = (
-            project(states).unflatten(-1, self._heads).transpose(1, 2)
-            for project in self.attention["self"].children()
+            project(given).unflatten(-1, self._heads).transpose(1, 2)
+            for project, given in projections
         )
         attend = _attend_in_blocks if blocks else _attend
         context = attend(query, key, value, bias, keep).transpose(1, 2).flatten(-2)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from transformers.models.bert.modeling_bert import BertLayer
+    from transformers.models.gte.modeling_gte import GteLayer
     from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer
 
 
@@ -41,6 +42,10 @@ def _shorten_bert(body: PreTrainedModel) -> None:
     layers[-1] = FirstStateBert(layers[-1])
 
 
+def _shorten_gte(body: PreTrainedModel) -> None:
+    body.layers[-1] = FirstStateGte(body.layers[-1])
+
+
 def _shorten_modernbert(body: PreTrainedModel) -> None:
     layers = body.layers
     kept = 1
@@ -54,7 +59,7 @@ def _shorten_modernbert(body: PreTrainedModel) -> None:
 
 
 class FirstStateBert(nn.Module):
-    """A layer of BERT or XLM-R that gives the first state only."""
+    """A layer of BERT or of its kin that gives the first state only."""
 
     def __init__(self, layer: BertLayer) -> None:
         super().__init__()
@@ -75,6 +80,36 @@ class FirstStateBert(nn.Module):
         )
         attended = attention.output(context, first)
         given: torch.Tensor = self.layer.feed_forward_chunk(attended)
+        return given
+
+
+class FirstStateGte(nn.Module):
+    """A layer of GTE that gives the first state only."""
+
+    def __init__(self, layer: GteLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        """[batch, 1, hidden] of states [batch, length, hidden]."""
+        assert position_embeddings is not None, "GTE's positions are rotary"
+        layer, own = self.layer, self.layer.self_attn
+        cos, sin = (table.unsqueeze(1) for table in position_embeddings)
+        first = states[:, :1]
+        context = _attend(
+            _rotate(_heads(own.q_proj(first), own.head_dim), cos[:, :, :1], sin[:, :, :1]),
+            _rotate(_heads(own.k_proj(states), own.head_dim), cos, sin),
+            _heads(own.v_proj(states), own.head_dim),
+            None if attention_mask is None else attention_mask[:, :, :1],
+        )
+        attended = layer.post_attention_layernorm(first + own.o_proj(context))
+        given: torch.Tensor = layer.post_mlp_layernorm(attended + layer.mlp(attended))
         return given
 
 
@@ -154,6 +189,10 @@ def _attend(
 
 _SHORTENED: dict[str, Callable[[PreTrainedModel], None]] = {
     "bert": _shorten_bert,
+    "electra": _shorten_bert,
+    "roberta": _shorten_bert,
+    "camembert": _shorten_bert,
     "xlm-roberta": _shorten_bert,
     "modernbert": _shorten_modernbert,
+    "gte": _shorten_gte,
 }

@@ -7,9 +7,11 @@ torch provides for and OpenVINO does not. It is no slower: OpenVINO finds the at
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +22,11 @@ from torch import nn
 
 from rankmill.encoding import without_noise
 from rankmill.errors import BackendUnfit
-from rankmill.models import ScorerModel, classifiers
+from rankmill.models import ScorerModel
+from rankmill.models.classifiers import Classifier
 from rankmill.models.converted import BODY, HEAD, Check
 from rankmill.models.openvino_encoder import OpenVinoEncoder
 from rankmill.models.openvino_runtime import openvino
-from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile
 from rankmill.tokens import TokenBatch
 
@@ -55,13 +57,11 @@ class _Body(nn.Module):
         return states
 
 
-def convert(folder: Path, target: Path, batch: TokenBatch) -> None:
-    """Write a checkpoint's graphs into a folder. batch: padded input to trace it with.
+def convert(model: Classifier, target: Path, batch: TokenBatch) -> None:
+    """Write a model's graphs into a folder. batch: padded input to trace it with.
 
-    Raises `ModelError` for a checkpoint that cannot be loaded, `BackendUnfit` for one that does
-    not convert.
+    Raises `BackendUnfit` when it does not convert.
     """
-    model = classifiers.load(folder, attention="eager")
     ids = torch.from_numpy(batch.input_ids)
     mask = torch.ones_like(ids) if batch.mask is None else torch.from_numpy(batch.mask)
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -76,7 +76,7 @@ def convert(folder: Path, target: Path, batch: TokenBatch) -> None:
 
 def _write(module: nn.Module, inputs: dict[str, torch.Tensor], file: Path) -> None:
     try:
-        with without_noise(), warnings.catch_warnings():
+        with without_noise(), _root_logger_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a trace takes for fixed: the check will tell
             graph = openvino.convert_model(module.eval(), example_input=inputs)
     except Exception as error:  # torch's tracer and OpenVINO's front end raise what they like
@@ -84,22 +84,43 @@ def _write(module: nn.Module, inputs: dict[str, torch.Tensor], file: Path) -> No
         raise BackendUnfit(
             f"OpenVINO cannot convert the model: {type(error).__name__}: {reason}."
         ) from error
+    if any(node.get_type_name() == "If" for node in graph.get_ops()):
+        # Of such a graph OpenVINO 2026.4 gave a wrong first answer, NaN among it, and right ones
+        # after: no check could be trusted.
+        raise BackendUnfit("OpenVINO cannot be trusted with the model: its graph has branches.")
     openvino.save_model(graph, file, compress_to_fp16=False)
 
 
-def check(folder: Path, entry: Path, profile: Profile, batches: Sequence[TokenBatch]) -> Check:
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """A conversion that fails leaves everybody's logging at the level of errors."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
+
+
+def check(
+    on_torch: Callable[[Profile], ScorerModel],
+    entry: Path,
+    profile: Profile,
+    batches: Sequence[TokenBatch],
+) -> Check:
     """Compare a converted model with torch in float32, and under the profile's precision.
 
-    In fp32 a score may differ by 1e-4 of itself, or of 1. In bf16 the measure is what the choice
-    is about: torch in bf16 would make an error, too, and OpenVINO's, as a root mean square, may
-    be four times that.
+    on_torch: loads it there. In fp32 a score may differ by 1e-4 of itself, or of 1. In bf16 the
+    measure is what the choice is about: torch in bf16 would make an error, too, and OpenVINO's, as
+    a root mean square, may be four times that.
     """
     fp32 = replace(profile, precision="fp32")
-    exact = _scores(TorchEncoder(folder, fp32), batches)
+    exact = _scores(on_torch(fp32), batches)
     graph = _worst(exact, _scores(OpenVinoEncoder(entry, fp32), batches))
     if profile.precision == "fp32" or not graph.agrees:
         return graph
-    own = _error(exact, _scores(TorchEncoder(folder, profile), batches))
+    own = _error(exact, _scores(on_torch(profile), batches))
     found = _error(exact, _scores(OpenVinoEncoder(entry, profile), batches))
     return Check(found, _TIMES_TORCHS * own + _ROUNDING * max(1.0, float(np.abs(exact).max())))
 

@@ -6,7 +6,6 @@ give equal bits, whatever the number of streams and threads and the order of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from rankmill.profile import Profile
 from rankmill.tokens import TokenBatch
 
 _PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
-_NO_MEMORY = ("Failed to allocate", "bad_alloc")
+_NO_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc")
 
 
 class OpenVinoEncoder:
@@ -34,7 +33,7 @@ class OpenVinoEncoder:
         precision = _PRECISIONS[profile.precision]
         self._body = _compile(entry / BODY, precision, profile.streams, profile.threads)
         self._head = _compile(entry / HEAD, openvino.Type.f32, 1, 1)
-        self._idle: list[_Requests] = []
+        self._idle: list[tuple[Any, Any]] = []
         # One more than the streams, so that none of them waits for the next batch.
         self.in_flight = profile.streams + 1
 
@@ -44,59 +43,69 @@ class OpenVinoEncoder:
 
     def start(self, batch: TokenBatch) -> _InFlight:
         """Begin with a batch, and do not wait for it."""
-        if self._idle:
-            requests = self._idle.pop()
-        else:
-            requests = _Requests(
-                self._body.create_infer_request(), self._head.create_infer_request()
-            )
-        return _InFlight(batch, requests, self._idle)
+        return _InFlight(self, batch, self._idle.pop() if self._idle else self._requests())
 
+    def finished(self, requests: tuple[Any, Any]) -> None:
+        """Take back the buffers of a batch that succeeded."""
+        self._idle.append(requests)
 
-@dataclass(frozen=True)
-class _Requests:
-    """What one batch in flight needs: buffers of body and head."""
+    def recover(self) -> None:
+        """Make good after a batch that did not fit, in every stream that has nothing to do.
 
-    body: Any
-    head: Any
+        What fails for want of memory fails again with inputs of the shape before (2026.4), until
+        inputs of another come: so two are tried.
+        """
+        for length in (1, 2):
+            small = TokenBatch(np.zeros((1, length), np.int64), None, None)
+            started = [_InFlight(self, small, self._requests()) for _ in range(self.in_flight)]
+            for one in started:
+                one.wait()
+
+    def _requests(self) -> tuple[Any, Any]:
+        return self._body.create_infer_request(), self._head.create_infer_request()
 
 
 class _InFlight:
-    """A batch that OpenVINO works on."""
+    """A batch that OpenVINO works on, with buffers of body and head."""
 
-    def __init__(self, batch: TokenBatch, requests: _Requests, idle: list[_Requests]) -> None:
-        self._requests, self._idle = requests, idle
+    def __init__(
+        self, model: OpenVinoEncoder, batch: TokenBatch, requests: tuple[Any, Any]
+    ) -> None:
+        self._model, self._requests = model, requests
         self._shape = batch.input_ids.shape
         self._mask = np.ones_like(batch.input_ids) if batch.mask is None else batch.mask
         segments = batch.segment_ids
         self._error: RuntimeError | None = None
+        given = _wanted(
+            requests[0],
+            input_ids=batch.input_ids,
+            attention_mask=self._mask,
+            token_type_ids=np.zeros_like(self._mask) if segments is None else segments,
+        )
         try:
-            requests.body.start_async(
-                _wanted(
-                    requests.body,
-                    input_ids=batch.input_ids,
-                    attention_mask=self._mask,
-                    token_type_ids=np.zeros_like(self._mask) if segments is None else segments,
-                )
-            )
+            requests[0].start_async(given)
         except RuntimeError as error:
             self._error = error
 
+    def wait(self) -> None:
+        """Wait for the body; what goes wrong is kept for `result`."""
+        try:
+            self._requests[0].wait()
+        except RuntimeError as error:
+            self._error = self._error or error
+
     def result(self) -> npt.NDArray[np.float32]:
         """Raw logits, float32 [batch]. Raises `MemoryError` when the batch did not fit."""
-        body, head = self._requests.body, self._requests.head
-        try:
-            if self._error is not None:
+        body, head = self._requests
+        self.wait()
+        if self._error is not None:
+            if not any(said in str(self._error) for said in _NO_MEMORY):
                 raise self._error
-            body.wait()
-            head.infer(_wanted(head, states=body.get_output_tensor(0).data, mask=self._mask))
-            scores: npt.NDArray[np.float32] = head.get_output_tensor(0).data.copy()
-        except RuntimeError as error:
-            if any(said in str(error) for said in _NO_MEMORY):
-                raise MemoryError(f"a batch of {self._shape} does not fit") from error
-            raise
-        finally:
-            self._idle.append(self._requests)
+            self._model.recover()
+            raise MemoryError(f"a batch of {self._shape} does not fit") from self._error
+        head.infer(_wanted(head, states=body.get_output_tensor(0).data, mask=self._mask))
+        scores: npt.NDArray[np.float32] = head.get_output_tensor(0).data.copy()
+        self._model.finished(self._requests)
         return scores
 
 

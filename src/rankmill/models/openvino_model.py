@@ -87,10 +87,11 @@ def check_batches(model: FolderModel) -> list[TokenBatch]:
 def _convert(model: FolderModel, target: Path) -> None:
     from rankmill.models import openvino_convert
 
-    openvino_convert.convert(model.path(), target, check_batches(model)[0])
+    parts = model.load_parts(model.path(), traced=True)
+    openvino_convert.convert(parts, target, check_batches(model)[0])
 
 
 def _check(model: FolderModel, entry: Path, profile: Profile) -> converted.Check:
     from rankmill.models import openvino_convert
 
-    return openvino_convert.check(model.path(), entry, profile, check_batches(model))
+    return openvino_convert.check(model.load_on_torch, entry, profile, check_batches(model))
