@@ -30,15 +30,16 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # M-parameter model. CUDA: see `cuda_token_budget`.
 TOKEN_BUDGET: dict[Literal["cpu", "mps"], int] = {"cpu": 1024, "mps": 8192}
 OPENVINO_TOKEN_BUDGET = 2048
-# None of these is measured yet (`benchmarks/gpu.py` does). A batch should keep a GPU busy for as long
-# as Python takes to queue the next, some 10 ms for a dozen layers; beyond that it only adds padding.
+# None of these is measured yet (`benchmarks/gpu.py` does). A batch should keep a GPU busy for as
+# long as Python takes to queue the next, some 10 ms for a dozen layers; beyond that it only adds
+# padding.
 _CUDA_OPERATIONS = 4e12
 _CUDA_MOST, _CUDA_FEWEST = 32768, 1024
 _CUDA_FEWEST_WANTED = 8192
 # Bytes for what is there beside weights and batches: CUDA's context and libraries.
 _CUDA_CONTEXT = 1.5 * 2**30
-# Values alive at once for a token, in hidden sizes: a layer's input, queries, keys, values and their
-# result (8 with what is copied), and a gated block of four times the width (4 x 4).
+# Values alive at once for a token, in hidden sizes: a layer's input, queries, keys, values and
+# their result (8 with what is copied), and a gated block of four times the width (4 x 4).
 _VALUES_ALIVE = 24
 # Threads of one scoring actor, or of one stream of OpenVINO's: one, so that no core waits for
 # another, until a copy of the model for every core would take too much memory, and a shard has too

@@ -23,8 +23,8 @@ from rankmill.models.classifiers import Classifier
 from rankmill.profile import Profile
 from rankmill.tokens import Float32, TokenBatch
 
-# On a GPU one batch is computed, one waits behind it, and one is put together. More would gain
-# nothing; what is queued holds no more than its inputs, for all batches use the same memory in turn.
+# On a GPU one batch is computed, one waits behind it, and one is put together. What is queued holds
+# no more than its inputs and scores: all batches use the same memory in turn.
 _AHEAD = 3
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How torch says that memory is short where it has no class for it: in this order a CPU's, Apple's
