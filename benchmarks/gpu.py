@@ -218,7 +218,7 @@ def busy(work: Callable[[], object], device: str, seconds: float) -> dict[str, f
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in record.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     ]
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -233,7 +233,7 @@ def busy(work: Callable[[], object], device: str, seconds: float) -> dict[str, f
 
 def device_share(bench: Bench) -> dict[str, dict[str, float]]:
     """An actor's work in each precision: its rate, how busy the GPU is, and what waits."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for precision in _PRECISIONS:
         scorer = bench.scorer(precision)
         pairs = tokenized(scorer, bench.pairs["measured"])

@@ -44,8 +44,8 @@ def _with_two_masks(
     if mask is None:
         return places, given
     seen = _seen(mask)
-    window = body.config.sliding_window  # type: ignore[union-attr]
-    masks = {"full_attention": seen, "sliding_attention": _near(seen, int(window))}
+    config: Any = body.config
+    masks = {"full_attention": seen, "sliding_attention": _near(seen, config.sliding_window)}
     return places, given | {"attention_mask": masks}
 
 

@@ -83,7 +83,8 @@ class TorchEncoder:
         scores.copy_(logits, non_blocking=self._queued)
         done = None
         if self._queued:
-            done = torch.cuda.Event(blocking=True)  # waiting takes no core from the tokenizers
+            # Blocking: who waits takes no core from the tokenizers.
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
         return _Queued(self, batch.input_ids.shape, scores, done)
 
@@ -146,7 +147,9 @@ def _exact_products() -> Iterator[None]:
     A notebook that allowed TF32 (on CPUs: bfloat16) for its training would otherwise get other
     scores than a job. torch reads the setting when a product is queued, so it is put back at once.
     """
-    libraries: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    cuda: Any = torch.backends.cuda
+    cpu: Any = torch.backends.mkldnn
+    libraries = (cuda.matmul, cpu.matmul)
     allowed = [(library, library.fp32_precision) for library in libraries]
     rounded = [(library, how) for library, how in allowed if how not in ("none", "ieee")]
     try:
