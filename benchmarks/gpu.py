@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import queue
 import statistics
 import sys
 import tempfile
@@ -253,6 +254,17 @@ def _actor(bench: Bench, barrier: Any, seconds: Any) -> None:  # noqa: ANN401 - 
         seconds.put(seconds_of(work, bench.device))
 
 
+def _answer(seconds: Any, workers: Sequence[Any]) -> float:  # noqa: ANN401 - multiprocessing's
+    while True:
+        try:
+            return float(seconds.get(timeout=5))
+        except queue.Empty:
+            if any(worker.exitcode for worker in workers):
+                for worker in workers:
+                    worker.terminate()
+                raise SystemExit("A process ended early; its error stands above.") from None
+
+
 def actors(bench: Bench, counts: Sequence[int]) -> dict[str, dict[str, float]]:
     """bf16, tokenized: several processes on the device, each with all the pairs."""
     spawn = multiprocessing.get_context("spawn")
@@ -266,7 +278,7 @@ def actors(bench: Bench, counts: Sequence[int]) -> dict[str, dict[str, float]]:
             worker.start()
         taken = []
         for _ in range(bench.rounds):
-            taken.append(max(seconds.get(timeout=1800) for _ in range(count)))
+            taken.append(max(_answer(seconds, workers) for _ in range(count)))
         for worker in workers:
             worker.join()
         slowest = statistics.median(taken)
