@@ -153,6 +153,7 @@ def test_the_file_is_named(write):
         ("compute.workers", "many"),
         ("compute.gpus_per_worker", 0),
         ("compute.gpus_per_worker", float("inf")),
+        ("compute.gpus_per_worker", 1.5),
         ("report.texts", "no"),
         ("compute", None),
     ],

@@ -51,6 +51,7 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"read", "commit", "pipeline"}
 TORCH = {
+    "models.attention_masks",
     "models.causal_lm",
     "models.classifiers",
     "models.jina_bert",

@@ -57,7 +57,9 @@ def resolve(
     hardware = probe(device)
     if cores is not None:
         hardware = replace(hardware, cores=min(hardware.cores, cores))
-    on_torch = make_profile(model, compute, device, hardware)
+    on_torch = make_profile(
+        model, compute, device, hardware, operations_per_token=description.operations_per_token
+    )
     if model.scorer is not None or model.backend == "torch" or device != "cpu":
         return Resolved(on_torch)
     if model.backend == "auto" and not openvino_model.is_installed():

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -164,6 +165,13 @@ class ComputeConfig(_Section):
     cpus_per_worker: Literal["auto"] | PositiveInt = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1
     memory: PositiveInt | None = Field(None, description="bytes of heap reserved by a worker")
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _as_ray_counts(cls, gpus: float) -> float:
+        if gpus > 1 and gpus % 1:
+            raise ValueError("above 1 it must be a whole number")
+        return gpus
 
 
 class StorageConfig(_Section):

@@ -6,6 +6,7 @@ with the run and binds every resume, because batches and bits depend on it.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +26,21 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 # Padded tokens a batch. CPU: `benchmarks/budget.py`, MiniLM-L6 shape, bf16, one thread of a 2-core
 # AVX512-BF16 machine: 24.5 pairs/s at 512 tokens, 18.8 at 1,024, 15.0 at 2,048, 13.1 at 16,384
-# (padding 0.4, 1.1, 2.6, 17.7 %). GPU and MPS are not measured: chosen small enough for an 8 GB
-# card with a 568 M-parameter model.
-TOKEN_BUDGET: dict[Device, int] = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+# (padding 0.4, 1.1, 2.6, 17.7 %). MPS is not measured: chosen small enough for 8 GB with a 568
+# M-parameter model. CUDA: see `cuda_token_budget`.
+TOKEN_BUDGET: dict[Literal["cpu", "mps"], int] = {"cpu": 1024, "mps": 8192}
 OPENVINO_TOKEN_BUDGET = 2048
+# None of these is measured yet (`benchmarks/gpu.py` does). A batch should keep a GPU busy for as
+# long as Python takes to queue the next, some 10 ms for a dozen layers; beyond that it only adds
+# padding.
+_CUDA_OPERATIONS = 4e12
+_CUDA_MOST, _CUDA_FEWEST = 32768, 1024
+_CUDA_FEWEST_WANTED = 8192
+# Bytes for what is there beside weights and batches: CUDA's context and libraries.
+_CUDA_CONTEXT = 1.5 * 2**30
+# Values alive at once for a token, in hidden sizes: a layer's input, queries, keys, values and
+# their result (8 with what is copied), and a gated block of four times the width (4 x 4).
+_VALUES_ALIVE = 24
 # Threads of one scoring actor, or of one stream of OpenVINO's: one, so that no core waits for
 # another, until a copy of the model for every core would take too much memory, and a shard has too
 # few batches for as many streams.
@@ -38,7 +50,10 @@ _THREADS_ON_LARGE_NODES = 4
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a node has, as far as profiles care. `instructions`: of the CPU, or the GPU's name."""
+    """What a node has, as far as profiles care. `instructions`: of the CPU, or the GPU's name.
+
+    cuda_memory: bytes of one GPU.
+    """
 
     cores: int
     instructions: str
@@ -46,6 +61,7 @@ class Hardware:
     cuda: bool
     cuda_bf16: bool
     mps: bool
+    cuda_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,7 @@ def probe(device: str) -> Hardware:
         platform.machine(),
     )
     cuda = cuda_bf16 = mps = False
+    memory = 0
     gpu = device
     if device in ("cuda", "mps"):
         import torch
@@ -100,9 +117,10 @@ def probe(device: str) -> Hardware:
         cuda = torch.cuda.is_available()
         gpu = torch.cuda.get_device_name() if cuda and device == "cuda" else device
         cuda_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        memory = torch.cuda.get_device_properties(0).total_memory if cuda else 0
         mps = torch.backends.mps.is_available()
     instructions = gpu if device in ("cuda", "mps") else instructions
-    return Hardware(_cores(), instructions, bf16, cuda, cuda_bf16, mps)
+    return Hardware(_cores(), instructions, bf16, cuda, cuda_bf16, mps, memory)
 
 
 def make_profile(
@@ -111,8 +129,11 @@ def make_profile(
     device: Device,
     hardware: Hardware,
     backend: Backend = "torch",
+    operations_per_token: float = 0.0,
 ) -> Profile:
     """Resolve every `auto` but the backend's, which is decided in `backend`.
+
+    operations_per_token: of the model (see `Description`); 0 where it is not known.
 
     Raises `ConfigError` for a device or precision that is not there.
     """
@@ -134,6 +155,13 @@ def make_profile(
             "model.precision fp16 is slower than fp32 on CPUs and less exact.",
             "Use bf16 or fp32.",
         )
+    if backend == "openvino":
+        budget = OPENVINO_TOKEN_BUDGET
+    elif device == "cuda":
+        memory = hardware.cuda_memory * min(compute.gpus_per_worker, 1.0)
+        budget = cuda_token_budget(operations_per_token, precision, memory)
+    else:
+        budget = TOKEN_BUDGET[device]
     asked = compute.cpus_per_worker
     found = Profile(
         backend=backend if model.scorer is None else "custom",
@@ -141,9 +169,27 @@ def make_profile(
         device=device,
         instructions=hardware.instructions,
         threads=_threads(device, hardware.cores) if asked == "auto" else asked,
-        token_budget=OPENVINO_TOKEN_BUDGET if backend == "openvino" else TOKEN_BUDGET[device],
+        token_budget=budget,
     )
     return with_threads(found, compute, hardware.cores)
+
+
+def cuda_token_budget(operations_per_token: float, precision: Precision, memory: float) -> int:
+    """Padded tokens a batch on a GPU: as many as keep it busy and surely fit. A power of two.
+
+    memory: bytes that an actor may use. Half of what CUDA and the weights leave of it is taken,
+    for masks, for attention that keeps its scores (DeBERTa-v2's), for what the allocator cannot
+    join. Hidden size and weights are taken from the operations, and rather too large: as if the
+    model had six layers, and a word table as large as all of them.
+    """
+    busy = _CUDA_OPERATIONS / max(operations_per_token, 1.0)
+    width = 4 if precision == "fp32" else 2
+    weights = width * operations_per_token
+    hidden = math.sqrt(operations_per_token / (6 * 24))
+    free = max(memory - _CUDA_CONTEXT - weights, 0.0) / 2
+    fits = free / max(width * _VALUES_ALIVE * hidden, 1.0)
+    budget = min(max(busy, _CUDA_FEWEST_WANTED), fits, _CUDA_MOST)
+    return max(1 << int(math.log2(max(budget, 1.0))), _CUDA_FEWEST)
 
 
 def with_threads(found: Profile, compute: ComputeConfig, cores: int) -> Profile:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from rankmill.config import Slopes
 from rankmill.encoding import without_noise
 from rankmill.errors import ModelError
+from rankmill.models.attention_masks import make_ready
 from rankmill.models.gte import gte_settings
 from rankmill.models.jina_bert import MAX_SCORES, JinaBertClassifier, JinaBertConfig
 from rankmill.models.leading import keep_first_state
@@ -122,6 +123,8 @@ def load(folder: Path, traced: bool = False) -> Classifier:
         head = PooledHead(pooler, model.classifier)
     if getattr(model.config, "classifier_pooling", "cls") == "cls":  # only ModernBERT has others
         keep_first_state(model.base_model)
+    if not traced:  # a converter makes its graph of the model's own masks
+        make_ready(model.base_model, kind)
     return Classifier(body, head)
 
 
