@@ -140,6 +140,8 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "queries": int(ready.plan.queries.sum()),
         "pairs": ready.plan.pairs,
         "tokens_estimated": ready.plan.tokens,
+        "max_length": ready.rules.max_length,
+        "authors_length": ready.authors_length,
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
@@ -153,12 +155,14 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
 def plan_table(facts: dict[str, Any]) -> Table:
     """A dry run."""
     seconds = facts["seconds_estimated"]
-    model = facts["model"]
+    model, theirs = facts["model"], facts["authors_length"]
+    hint = "" if theirs is None else f" (the authors use {theirs:,})"
     rows = [
         ("input", f"{facts['files']:,} file(s), layout {facts['layout']}"),
         ("queries", f"{facts['queries']:,}"),
         ("pairs", f"{facts['pairs']:,}"),
         ("tokens, estimated", f"{facts['tokens_estimated']:,}"),
+        ("tokens an input, at most", f"{facts['max_length']:,}{hint}"),
         ("shards", f"{facts['shards']:,}"),
         ("  committed", f"{facts['shards_committed']:,}"),
         ("  pending", f"{facts['shards_pending']:,}"),
@@ -283,7 +287,7 @@ def counts_line(found: Evaluation) -> str:
 
 def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
     """The models that rankmill knows by name: a line each, or two where the width is too small."""
-    heading = ("architecture", "shape", "params", "tokens", "languages", "licence")
+    heading = ("architecture", "shape", "params", "tokens", "authors'", "languages", "licence")
     rows = [("name", heading)] + [
         (
             preset.name,
@@ -292,6 +296,7 @@ def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
                 f"{preset.layers}x{preset.hidden}",
                 "" if preset.parameters is None else f"{preset.parameters / 1e6:.0f}M",
                 f"{preset.max_length:,}",
+                f"{preset.recommended_length:,}",
                 ", ".join(preset.languages),
                 preset.licence or "see its page",
             ),
@@ -299,7 +304,7 @@ def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
         for preset in presets
     ]
     widths = [max(len(facts[column]) for _, facts in rows) for column in range(len(heading))]
-    numbers = range(1, 4)
+    numbers = range(1, 5)
     longest = max(len(name) for name, _ in rows)
     lines = []
     for name, facts in rows:
@@ -342,7 +347,10 @@ def print_verification(out: Console, found: Verification) -> None:
     variants = " and as ".join(name for name in found.matching if name is not None)
     verdict = "[green]gives[/]" if found.matches else "[red]does not give[/]"
     which = f", read as {variants}," if variants else ""
-    line = f"{found.name}{which} {verdict} its published scores (float32 on the CPU)."
+    who, whose = found.name, "its published scores"
+    if found.model != found.name:
+        who, whose = found.model, f"the published scores of {found.name}"
+    line = f"{escape(who)}{which} {verdict} {whose} (float32 on the CPU)."
     out.print(line, soft_wrap=True)
 
 

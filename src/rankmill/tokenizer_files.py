@@ -19,12 +19,27 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+# What holds a vocabulary, of every kind of tokenizer among the architectures'.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+)
 _REMEDY = "The folder needs tokenizer.json, or the vocabulary files of its tokenizer."
 _SEGMENTS = "token_type_ids"
 # MeCab gives up on a text whose best path costs more than 2^31 - 1 (`viterbi.cpp`), and fugashi
 # 1.5 then ends the process. A word and its connection cost at most 2 x 32,767, and every word has
 # a character, so this many are always safe.
 _MECAB_CHARACTERS = 32_000
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's vocabulary, of whatever kind."""
+    return any((folder / name).is_file() for name in _VOCABULARIES)
 
 
 def load(folder: str | Path) -> PreTrainedTokenizerBase:

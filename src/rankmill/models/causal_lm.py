@@ -6,16 +6,17 @@ those tokens' rows are kept, so there are never logits of all of it, nor of othe
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from rankmill.errors import ModelError
-from rankmill.models.classifiers import Classifier, from_folder
+from rankmill.models.classifiers import Classifier, complete, from_folder
 from rankmill.models.weights import weight_files
 
 # safetensors' names of the types whose values survive a model loaded in 16 bits.
@@ -77,6 +78,30 @@ def check(folder: Path, tokens: tuple[int, ...]) -> None:
     """
     model = from_folder(folder, AutoModelForCausalLM, device_map={"": "meta"})
     _rows(folder, model.get_output_embeddings(), tokens)
+
+
+def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A checkpoint in float32, whatever it is stored in, with some weights from elsewhere.
+
+    Raises `ModelError` as `classifiers.load_completed` does.
+    """
+    return complete(folder, from_folder(folder, AutoModelForCausalLM, given), given)
+
+
+def refuse_tied(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise `ModelError` where an adapter changes one end of a model that ties both.
+
+    peft changes input or output rows alone, which a checkpoint with tied rows cannot hold.
+    """
+    assert isinstance(model, PreTrainedModel), "causal language models are transformers'"
+    output, words = model.get_output_embeddings(), model.get_input_embeddings()
+    changed = sorted(name for name in names if "lm_head." in name or "embed_tokens." in name)
+    if changed and isinstance(output, nn.Linear) and output.weight is words.weight:
+        raise ModelError(
+            f"The adapter changes {changed[0]}, whose rows its base ties to those at its other "
+            "end: merged into both they would give other scores.",
+            "Train it without lm_head and embed_tokens, or give a merged model with untied rows.",
+        )
 
 
 def _rows(folder: Path, output: object, tokens: tuple[int, ...]) -> torch.Tensor:
