@@ -315,7 +315,9 @@ def test_plan_counts_the_tokens_of_a_prompt(rankmill, candidates, preset, tmp_pa
     def tokens(instruction: str) -> int:
         paths = ("--input", candidates, "--output", tmp_path / "output", "--json")
         told = ("--set", f"model.instruction={instruction}")
-        return json.loads(rankmill("plan", *paths, "--model", preset, *told).out)["tokens_estimated"]
+        return json.loads(rankmill("plan", *paths, "--model", preset, *told).out)[
+            "tokens_estimated"
+        ]
 
     pairs = pq.read_metadata(candidates).num_rows
     # A tiny tokenizer's prompt has more tokens than the true one's 60 or so.

@@ -296,9 +296,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "not a classifier": (config(architectures=["BertForMaskedLM"]), "not a sequence classifier"),
     "a class that is no list": (
         config(architectures="BertForSequenceClassification"),
-        r"architectures 'BertF.*', which is no list of names.\n.*\[\"BertForSequenceClassification\"\]",
+        r"architectures 'BertF.*', which is no list of names\.\n.*\[\"BertForSequence"
+        r"Classification\"\]",
     ),
-    "classes that are no names": (config(architectures=[3]), r"architectures \[3\], which is no list"),
+    "classes that are no names": (
+        config(architectures=[3]),
+        r"architectures \[3\], which is no list",
+    ),
     "unknown architecture": (config(model_type="t5"), "of the architecture t5, not supported"),
     "no architecture": (config(model_type=["bert"]), r"architecture \['bert'\], not supported"),
     "no config": (removed("config.json"), "has no config.json"),

@@ -221,9 +221,9 @@ def test_an_adapter_of_a_causal_preset_has_its_prompt(tiny_model, tmp_path, hub)
 def test_an_adapter_of_a_causal_reranker_that_sentence_transformers_saved_has_its_prompt(
     tiny_model, tmp_path
 ):
-    roles = ("query", "document")
-    found = [f'messages | selectattr("role", "eq", "{role}") | first' for role in roles]
-    template = "Query: {{ (%s).content }}\nText: {{ (%s).content }}\nSo:" % tuple(found)
+    text = '{{ (messages | selectattr("role", "eq", ROLE) | first).content }}'
+    query, document = (text.replace("ROLE", f'"{role}"') for role in ("query", "document"))
+    template = f"Query: {query}\nText: {document}\nSo:"
     encoder = CrossEncoder(
         tiny_model("qwen3"), device="cpu", processor_kwargs={"chat_template": template}
     )
@@ -243,6 +243,14 @@ def test_an_adapter_that_changes_one_end_of_tied_rows_is_refused(tiny_model, tmp
     adapted = causal_adapter(tiny_model("qwen2"), tmp_path / "untied", **targets)
     found = fp32(tmp_path / "untied", prompt=PROMPT).score(PAIRS)
     assert_same(found, answers(adapted, tmp_path / "untied"))
+
+
+def test_an_adapter_that_makes_a_classifier_of_a_causal_model_is_refused(tiny_model, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model("qwen3"), num_labels=1)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+    get_peft_model(model, lora).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ModelError, match=r"makes a classifier \(SEQ_CLS\) of a causal"):
+        described(tmp_path / "lora", prompt=PROMPT).check(PairRules(256, "document"))
 
 
 JINA = {

@@ -295,7 +295,7 @@ def test_work_counts_the_tokens_of_all_windows(write, rules, expected):
     [
         (PairRules(512, "document"), lambda tokens: tokens + 60),
         (PairRules(63, "document"), lambda tokens: 63),
-        # Every window begins with them: of 64 tokens, four are the texts', and the overlap takes two.
+        # Every window begins with them: four of its 64 tokens are the texts', two of those shared.
         (windowed(64, 2), lambda tokens: 64 + 64 * (tokens - 4) / 2),
     ],
 )

@@ -585,11 +585,9 @@ def test_an_adapter_on_s3_finds_its_base_beside_it(
 def test_a_folder_of_sentence_transformers_on_s3_brings_its_prompt(
     server, reached, cache, tiny_model, tmp_path
 ):
-    roles = [
-        f'(messages | selectattr("role", "eq", "{r}") | first).content'
-        for r in ("query", "document")
-    ]
-    template = "Query: {{ %s }}\nText: {{ %s }}\nAnswer:" % tuple(roles)
+    text = '{{ (messages | selectattr("role", "eq", ROLE) | first).content }}'
+    query, document = (text.replace("ROLE", f'"{role}"') for role in ("query", "document"))
+    template = f"Query: {query}\nText: {document}\nSo:"
     CrossEncoder(
         tiny_model("qwen3"), device="cpu", processor_kwargs={"chat_template": template}
     ).save_pretrained(str(tmp_path / "saved"))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -510,7 +511,7 @@ def test_texts_are_encoded_in_calls_of_few_texts_and_characters(sizes):
     for call in found:
         assert 1 <= call.stop - call.start <= 1024
         assert call.stop - call.start == 1 or sum(sizes[call]) <= 1 << 20
-    for one, after in zip(found, found[1:]):
+    for one, after in pairwise(found):
         together = sum(sizes[one]) + sizes[after.start]
         assert one.stop - one.start == 1024 or together > 1 << 20
 

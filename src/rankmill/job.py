@@ -42,7 +42,8 @@ _FAILURES_SHOWN = 3
 class Prepared:
     """A run that could start: everything is known but the profile.
 
-    template: of the model's pairs. stored: run.json of an earlier start; committed: its shards that need not be done again.
+    template: of the model's pairs. stored: run.json of an earlier start; committed: its shards
+    that need not be done again.
     """
 
     config: RunConfig

@@ -33,7 +33,8 @@ class PairTokenizer:
 
     template: the special tokens around the two texts of a pair; fixed_tokens: how many.
     own_pairs: None, or for a tokenizer without such a template, what makes its pairs whole, one
-    by one; `template` then adds nothing. Raises `ModelError` or `ConfigError` when the rules leave a document no room.
+    by one; `template` then adds nothing. Raises `ModelError` or `ConfigError` when the rules leave
+    a document no room.
     """
 
     own_pairs: OwnPairs | None = None

@@ -52,6 +52,12 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     low_rank = {key: weight for key, weight in stored.items() if _LORA in key}
     model: nn.Module
     if kind.task == "ForCausalLM":
+        if config.task_type == "SEQ_CLS":
+            raise ModelError(
+                f"The adapter in {adapter} makes a classifier (SEQ_CLS) of a causal language "
+                "model, which this version scores by the tokens that it answers with.",
+                "Train it with the task type CAUSAL_LM, or give an adapter of a cross-encoder.",
+            )
         model = causal_lm.load_completed(base, whole)
         causal_lm.refuse_tied(model, stored)
     elif kind.name == "jina-bert":
