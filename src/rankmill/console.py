@@ -23,6 +23,7 @@ from rankmill.errors import RankmillError
 from rankmill.evaluate import Evaluation
 from rankmill.export import ExportResult
 from rankmill.job import Prepared
+from rankmill.models import presets
 from rankmill.models.presets import Preset
 from rankmill.progress import Listener, Progress, duration
 from rankmill.status import Status
@@ -127,7 +128,7 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
 
 def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
     """What a run would do, as plain values. `rate`: pairs/s, given or measured."""
-    pending = ready.pending
+    pending, length = ready.pending, ready.rules.max_length
     done = sum(marker.counters.rows_in for marker in ready.committed.values())
     if rate is None:
         # Committed shards tell what one worker does; their sum is a lower bound for several.
@@ -140,8 +141,8 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "queries": int(ready.plan.queries.sum()),
         "pairs": ready.plan.pairs,
         "tokens_estimated": ready.plan.tokens,
-        "max_length": ready.rules.max_length,
-        "authors_length": ready.authors_length,
+        "max_length": length,
+        "authors_length": presets.authors_length(ready.config.model, length),
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
@@ -285,7 +286,7 @@ def counts_line(found: Evaluation) -> str:
     )
 
 
-def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
+def models_lines(known: tuple[Preset, ...], width: int) -> list[str]:
     """The models that rankmill knows by name: a line each, or two where the width is too small."""
     heading = ("architecture", "shape", "params", "tokens", "authors'", "languages", "licence")
     rows = [("name", heading)] + [
@@ -301,7 +302,7 @@ def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
                 preset.licence or "see its page",
             ),
         )
-        for preset in presets
+        for preset in known
     ]
     widths = [max(len(facts[column]) for _, facts in rows) for column in range(len(heading))]
     numbers = range(1, 5)
@@ -319,10 +320,10 @@ def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
     return lines
 
 
-def models_notes(presets: tuple[Preset, ...]) -> list[str]:
+def models_notes(known: tuple[Preset, ...]) -> list[str]:
     """What a user has to know before using some of the models, said once for all it is true of."""
     names: dict[str, list[str]] = {}
-    for preset in presets:
+    for preset in known:
         said = f"not yet: {preset.reason}" if preset.reason else preset.note
         if said:
             names.setdefault(said, []).append(preset.name)

@@ -70,16 +70,6 @@ class Prepared:
         """How pairs are cut, with the model's own limit."""
         return _rules(self.config, self.model)
 
-    @property
-    def authors_length(self) -> int | None:
-        """The length that a preset's authors use, where the user chose none and it is another."""
-        asked = self.config.model
-        preset = presets.find(asked.name)
-        if preset is None or "max_length" in asked.model_fields_set:
-            return None
-        length = preset.recommended_length
-        return None if length == self.rules.max_length else length
-
 
 @dataclass(frozen=True)
 class RunResult:
@@ -112,8 +102,8 @@ def prepare(
     if stored is not None:
         runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
     rules = _rules(config, found)
-    if rules.max_length < config.model.max_length:
-        length = rules.max_length
+    length = rules.max_length
+    if length < config.model.max_length:
         log.warning("model.max_length is lowered to the model's own limit of %d tokens.", length)
     tokenizer = found.check(rules)
     whole = make_plan(
@@ -130,8 +120,7 @@ def prepare(
         committed, wrong = output.committed(store, stored["fingerprint"])
         for problem in wrong:
             log.warning("Computed again: %s", problem)
-    template = tokenizer.template
-    return Prepared(config, source, found, template, whole, store, stored, committed)
+    return Prepared(config, source, found, tokenizer.template, whole, store, stored, committed)
 
 
 def rerank(
@@ -299,10 +288,11 @@ def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
 
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
-    theirs = ready.authors_length
+    length = ready.rules.max_length
+    theirs = presets.authors_length(ready.config.model, length)
     hint = "" if theirs is None else f" (the authors use {theirs:,})"
     return (
-        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens an input{hint}, "
+        f"{ready.model.to_json()['name']}, {length} tokens an input{hint}, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
         f"{pool.workers} worker(s) of {profile.threads} thread(s) in {profile.streams} stream(s), "
         f"{profile.token_budget} tokens a batch"

@@ -33,15 +33,18 @@ class PairTokenizer:
 
     template: the special tokens around the two texts of a pair; fixed_tokens: how many.
     own_pairs: None, or for a tokenizer without such a template, what makes its pairs whole, one
-    by one; `template` then adds nothing. Raises `ModelError` or `ConfigError` when the rules leave
-    a document no room.
+    by one; `template` then adds nothing. prefix: what stands before every query. Raises
+    `ModelError` or `ConfigError` when the rules leave a document no room.
     """
 
     own_pairs: OwnPairs | None = None
     _reason = ""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: PairRules) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rules: PairRules, prefix: str = ""
+    ) -> None:
         self._tokenizer = tokenizer
+        self._prefix = prefix
         self.rules = rules
         try:
             self.template = probe_template(tokenizer)
@@ -54,9 +57,9 @@ class PairTokenizer:
         self._refuse_no_room()
 
     @classmethod
-    def load(cls, folder: str | Path, rules: PairRules) -> PairTokenizer:
+    def load(cls, folder: str | Path, rules: PairRules, prefix: str = "") -> PairTokenizer:
         """Load from a local folder. Raises `ModelError` when there is no usable tokenizer."""
-        return cls(tokenizer_files.load(folder), rules)
+        return cls(tokenizer_files.load(folder), rules, prefix)
 
     def _refuse_no_room(self) -> None:
         rules = self.rules
@@ -99,8 +102,8 @@ class PairTokenizer:
         return self.own_pairs.tokenize(queries, documents)
 
     def query_text(self, query: str, instruction: str | None = None) -> str:
-        """A query as the model reads it: as it is. Cross-encoders take no instruction."""
-        return query
+        """A query as the model reads it, after its prefix. Cross-encoders take no instruction."""
+        return self._prefix + query
 
     def document_text(self, document: str) -> str:
         """A document as the model reads it: as it is."""

@@ -48,13 +48,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderModel:
-    """A sequence classifier of a supported architecture, as a folder on every node."""
+    """A sequence classifier of a supported architecture, as a folder on every node.
+
+    prefix: what sentence-transformers was told to put before every query.
+    """
 
     name: str
     digest: str
     config: str
     place: Place
     license: str | None = None
+    prefix: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,7 +117,7 @@ class FolderModel:
 
     def tokenizer(self, rules: PairRules) -> Tokenizer:
         """The tokenizer with its pair template."""
-        return PairTokenizer.load(self.path(), rules)
+        return PairTokenizer.load(self.path(), rules, self.prefix)
 
     def load(self, profile: Profile) -> ScorerModel:
         """The model on the profile's device, once its digest is confirmed.
@@ -296,9 +300,13 @@ def _described(
     common = (json.dumps(settings), place, license_)
     if found.task == "ForCausalLM":
         return _prompted(config, folders, common)
+    # An adapter's own, where sentence-transformers saved it.
+    prompts = filter(None, (prompt_sources.default_prompt(name, one) for one in folders[::-1]))
+    prefix = next(prompts, "")
     if found.name == "jina-bert":
-        return JinaModel(name, place.digest(), *common, slopes=_slopes(config, settings))
-    return FolderModel(name, place.digest(), *common)
+        slopes = _slopes(config, settings)
+        return JinaModel(name, place.digest(), *common, prefix, slopes=slopes)
+    return FolderModel(name, place.digest(), *common, prefix)
 
 
 def _slopes(config: ModelConfig, settings: dict[str, Any]) -> Slopes:

@@ -125,7 +125,7 @@ class _SavedPrompt:
         instructed = None
         if head.count(instruction) == 1 and same == [between, after]:
             instructed = head.replace(instruction, TEXT)
-        usual = self._usual_instruction()
+        usual = default_prompt(self._name, self._files)
         if usual is not None and instructed is None:
             raise self._unfit("its chat template does not put the default prompt before the query")
         prompt = Prompt(
@@ -184,14 +184,6 @@ class _SavedPrompt:
 
         return render
 
-    def _usual_instruction(self) -> str | None:
-        if not (self._files / _MODEL).is_file():
-            return None
-        values = self._json(_MODEL, dict)
-        prompts, name = values.get("prompts"), values.get("default_prompt_name")
-        found = prompts.get(name) if isinstance(prompts, dict) and name is not None else None
-        return found or None
-
     def _json(self, name: str, kind: type) -> Any:  # noqa: ANN401 - whatever the file holds
         try:
             values = json.loads((self._files / name).read_text(encoding="utf-8"))
@@ -208,6 +200,25 @@ class _SavedPrompt:
             f"query and document, or set model.prompt to one of: "
             f"{', '.join(sorted(known_prompts()))}.",
         )
+
+
+def default_prompt(name: str, files: Path) -> str | None:
+    """What sentence-transformers was told to use for every query; None for nothing.
+
+    Raises `ModelError` when the folder's file for it cannot be read.
+    """
+    if not (files / _MODEL).is_file():
+        return None
+    try:
+        values = json.loads((files / _MODEL).read_text(encoding="utf-8"))
+        prompts, chosen = values.get("prompts"), values.get("default_prompt_name")
+    except (ValueError, AttributeError):
+        raise ModelError(
+            f"{files / _MODEL} of {name} holds no JSON object.",
+            "Save the model again, or remove that file if it is none of sentence-transformers.",
+        ) from None
+    found = prompts.get(chosen) if isinstance(prompts, dict) and chosen is not None else None
+    return str(found) if found else None
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
