@@ -172,8 +172,12 @@ def causal_adapter(base: str | Path, folder: Path, **lora: object) -> PeftModel:
     """An adapter of a causal language model, saved; nothing of it is zero."""
     torch.manual_seed(7)
     lora = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False} | lora
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**lora))
-    adapted.eval().save_pretrained(folder)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**lora)).eval()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "modules_to_save" in name:
+                weight += 0.1 * torch.randn(weight.shape)
+    adapted.save_pretrained(folder)
     return adapted
 
 

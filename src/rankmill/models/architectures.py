@@ -27,7 +27,7 @@ _WANTED: dict[Task, tuple[str, str]] = {
         "Give a reranker of the kind …ForCausalLM.",
     ),
 }
-# Their texts go through prompts that no file of theirs names.
+# What such a model read when it was trained, none of its files say.
 _DECODER_CLASSIFIER = (
     "a causal language model that answers with a token: its head is a classifier on the last token",
     "This version scores such a model only as …ForCausalLM: give the checkpoint that this one was "

@@ -220,7 +220,8 @@ def _refuse_stray(folder: Path, model: nn.Module, given: Mapping[str, torch.Tens
 def save(model: nn.Module, folder: Path, source: Path) -> None:
     """Write config.json (that of `source` for a class of ours) and safetensors."""
     if not isinstance(model, PreTrainedModel):
-        save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+        weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
         shutil.copyfile(source / "config.json", folder / "config.json")
         return
     with without_noise():
