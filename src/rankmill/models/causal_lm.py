@@ -80,28 +80,26 @@ def check(folder: Path, tokens: tuple[int, ...]) -> None:
     _rows(folder, model.get_output_embeddings(), tokens)
 
 
-def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+def load_completed(
+    folder: Path, given: Mapping[str, torch.Tensor], changed: Iterable[str]
+) -> PreTrainedModel:
     """A checkpoint in float32, whatever it is stored in, with some weights from elsewhere.
 
-    Raises `ModelError` as `classifiers.load_completed` does.
+    changed: names of all that an adapter brings. peft changes input or output rows alone, which a
+    checkpoint that ties them cannot hold.
+
+    Raises `ModelError` as `classifiers.load_completed` does, and for a change of tied rows.
     """
-    return complete(folder, from_folder(folder, AutoModelForCausalLM, given), given)
-
-
-def refuse_tied(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise `ModelError` where an adapter changes one end of a model that ties both.
-
-    peft changes input or output rows alone, which a checkpoint with tied rows cannot hold.
-    """
-    assert isinstance(model, PreTrainedModel), "causal language models are transformers'"
+    model = from_folder(folder, AutoModelForCausalLM, given)
     output, words = model.get_output_embeddings(), model.get_input_embeddings()
-    changed = sorted(name for name in names if "lm_head." in name or "embed_tokens." in name)
-    if changed and isinstance(output, nn.Linear) and output.weight is words.weight:
+    rows = sorted(name for name in changed if "lm_head." in name or "embed_tokens." in name)
+    if rows and isinstance(output, nn.Linear) and output.weight is words.weight:
         raise ModelError(
-            f"The adapter changes {changed[0]}, whose rows its base ties to those at its other "
-            "end: merged into both they would give other scores.",
+            f"The adapter changes {rows[0]}, whose rows its base ties to those at its other end: "
+            "merged into both they would give other scores.",
             "Train it without lm_head and embed_tokens, or give a merged model with untied rows.",
         )
+    return complete(folder, model, given)
 
 
 def _rows(folder: Path, output: object, tokens: tuple[int, ...]) -> torch.Tensor:

@@ -6,17 +6,20 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
-from transformers import PreTrainedModel
 
 from rankmill.errors import ModelError
 from rankmill.models import causal_lm, classifiers
 from rankmill.models.adapter import WEIGHTS
 from rankmill.models.architectures import architecture_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rankmill.models.jina_bert import JinaBertClassifier
 
 # How peft names what it stores: `base_model.model.` and the module's own name in the classifier.
 _PREFIX = "base_model.model."
@@ -50,7 +53,7 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
         if _LORA not in key and _REPLACED not in key
     }
     low_rank = {key: weight for key, weight in stored.items() if _LORA in key}
-    model: nn.Module
+    model: PreTrainedModel | JinaBertClassifier
     if kind.task == "ForCausalLM":
         if config.task_type == "SEQ_CLS":
             raise ModelError(
@@ -58,8 +61,7 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
                 "model, which this version scores by the tokens that it answers with.",
                 "Train it with the task type CAUSAL_LM, or give an adapter of a cross-encoder.",
             )
-        model = causal_lm.load_completed(base, whole)
-        causal_lm.refuse_tied(model, stored)
+        model = causal_lm.load_completed(base, whole, changed=stored)
     elif kind.name == "jina-bert":
         model = classifiers.load_jina_completed(base, whole)
     else:
@@ -71,7 +73,7 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are for those who train
             # Its type says PreTrainedModel; any module will do.
-            adapted = PeftModel(cast(PreTrainedModel, model), config)
+            adapted = PeftModel(cast("PreTrainedModel", model), config)
             expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
             _refuse_difference(adapter, {key for key in expected if _LORA in key}, set(low_rank))
             set_peft_model_state_dict(adapted, low_rank)
