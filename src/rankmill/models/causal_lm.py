@@ -6,7 +6,7 @@ those tokens' rows are kept, so there are never logits of all of it, nor of othe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from rankmill.errors import ModelError
-from rankmill.models.classifiers import Classifier, complete, from_folder
+from rankmill.models.classifiers import Classifier, Weights, complete, from_folder
 from rankmill.models.weights import weight_files
 
 # safetensors' names of the types whose values survive a model loaded in 16 bits.
@@ -80,9 +80,7 @@ def check(folder: Path, tokens: tuple[int, ...]) -> None:
     _rows(folder, model.get_output_embeddings(), tokens)
 
 
-def load_completed(
-    folder: Path, given: Mapping[str, torch.Tensor], changed: Iterable[str]
-) -> PreTrainedModel:
+def load_completed(folder: Path, given: Weights, changed: Iterable[str]) -> PreTrainedModel:
     """A checkpoint in float32, whatever it is stored in, with some weights from elsewhere.
 
     changed: names of all that an adapter brings. peft changes input or output rows alone, which a

@@ -28,6 +28,7 @@ from rankmill.models.leading import keep_first_state
 from rankmill.models.weights import weight_files
 
 Model = TypeVar("Model", bound=nn.Module)
+Weights = Mapping[str, torch.Tensor]
 
 _BLOCK_HEADS = frozenset({"xlm-roberta", "roberta", "camembert", "electra"})
 
@@ -149,7 +150,7 @@ def _jina_from_folder(
     folder: Path,
     slopes: Slopes,
     max_scores: int | None,
-    given: Mapping[str, torch.Tensor] | None = None,
+    given: Weights | None = None,
 ) -> JinaBertClassifier:
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
@@ -182,7 +183,7 @@ def check(folder: Path) -> None:
     _from_folder(folder, device_map={"": "meta"})
 
 
-def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+def load_completed(folder: Path, given: Weights) -> PreTrainedModel:
     """A checkpoint in float32 with some weights from elsewhere, by their names in the class.
 
     They take the place of its own, and of what it lacks: the checkpoint may be that of a language
@@ -193,20 +194,20 @@ def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTraine
     return complete(folder, _from_folder(folder, given), given)
 
 
-def load_jina_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> JinaBertClassifier:
+def load_jina_completed(folder: Path, given: Weights) -> JinaBertClassifier:
     """A JinaBERT in float32 with some weights from elsewhere, as `load_completed`. It is for its
     weights: its slopes are not chosen."""
     return _jina_from_folder(folder, "halved", MAX_SCORES, given)
 
 
-def complete(folder: Path, model: Model, given: Mapping[str, torch.Tensor]) -> Model:
+def complete(folder: Path, model: Model, given: Weights) -> Model:
     """The model with weights put into their places. Raises `ModelError` where there is none."""
     _refuse_stray(folder, model, given)
     model.load_state_dict(given, strict=False)
     return model
 
 
-def _refuse_stray(folder: Path, model: nn.Module, given: Mapping[str, torch.Tensor]) -> None:
+def _refuse_stray(folder: Path, model: nn.Module, given: Weights) -> None:
     places = model.state_dict()
     stray = sorted(k for k in given if k not in places or places[k].shape != given[k].shape)
     if stray:
@@ -230,7 +231,7 @@ def save(model: nn.Module, folder: Path, source: Path) -> None:
 
 def _from_folder(
     folder: Path,
-    given: Mapping[str, torch.Tensor] | None = None,
+    given: Weights | None = None,
     **options: Any,  # noqa: ANN401 - theirs
 ) -> PreTrainedModel:
     config = read_config(folder)
@@ -254,7 +255,7 @@ def _from_folder(
 def from_folder(
     folder: Path,
     kind: Any,  # noqa: ANN401 - theirs
-    given: Mapping[str, torch.Tensor] | None = None,
+    given: Weights | None = None,
     unused: tuple[str, ...] = (),
     **options: Any,  # noqa: ANN401 - theirs
 ) -> PreTrainedModel:

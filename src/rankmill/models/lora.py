@@ -40,32 +40,13 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     Raises `ModelError` naming the weights that neither the base nor the adapter has, that have no
     place in the model, or that its config ties to others.
     """
-    settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    kind = architecture_of(str(base), settings | {"architectures": None})
     try:
         stored = load_file(adapter / WEIGHTS)
         config = LoraConfig.from_pretrained(str(adapter))
     except Exception as error:  # safetensors and peft check their files each in their way
         raise _unusable(adapter, error) from error
-    whole = {
-        _WRAPPER.sub(".", key.removeprefix(_PREFIX)): weight
-        for key, weight in stored.items()
-        if _LORA not in key and _REPLACED not in key
-    }
     low_rank = {key: weight for key, weight in stored.items() if _LORA in key}
-    model: PreTrainedModel | JinaBertClassifier
-    if kind.task == "ForCausalLM":
-        if config.task_type == "SEQ_CLS":
-            raise ModelError(
-                f"The adapter in {adapter} makes a classifier (SEQ_CLS) of a causal language "
-                "model, which this version scores by the tokens that it answers with.",
-                "Train it with the task type CAUSAL_LM, or give an adapter of a cross-encoder.",
-            )
-        model = causal_lm.load_completed(base, whole, changed=stored)
-    elif kind.name == "jina-bert":
-        model = classifiers.load_jina_completed(base, whole)
-    else:
-        model = classifiers.load_completed(base, whole)
+    model = _load_base(base, adapter, stored, config.task_type)
     # The whole modules are in their places; by itself peft would wrap the head once more.
     config.task_type = config.modules_to_save = None
     config.base_model_name_or_path, config.inference_mode = str(base), True
@@ -83,6 +64,30 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     except Exception as error:
         raise _unusable(adapter, error) from error
     classifiers.save(merged, target, base)
+
+
+def _load_base(
+    base: Path, adapter: Path, stored: classifiers.Weights, task: str | None
+) -> PreTrainedModel | JinaBertClassifier:
+    """The base in the class that scores it, with the adapter's whole modules in their places."""
+    whole = {
+        _WRAPPER.sub(".", key.removeprefix(_PREFIX)): weight
+        for key, weight in stored.items()
+        if _LORA not in key and _REPLACED not in key
+    }
+    settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    kind = architecture_of(str(base), settings | {"architectures": None})
+    if kind.name == "jina-bert":
+        return classifiers.load_jina_completed(base, whole)
+    if kind.task != "ForCausalLM":
+        return classifiers.load_completed(base, whole)
+    if task == "SEQ_CLS":
+        raise ModelError(
+            f"The adapter in {adapter} makes a classifier (SEQ_CLS) of a causal language model, "
+            "which this version scores by the tokens that it answers with.",
+            "Train it with the task type CAUSAL_LM, or give an adapter of a cross-encoder.",
+        )
+    return causal_lm.load_completed(base, whole, changed=stored)
 
 
 def _refuse_difference(adapter: Path, expected: set[str], found: set[str]) -> None:
