@@ -173,12 +173,17 @@ def causal_adapter(base: str | Path, folder: Path, **lora: object) -> PeftModel:
     torch.manual_seed(7)
     lora = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False} | lora
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**lora)).eval()
+    perturb_saved(adapted)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+def perturb_saved(adapted: PeftModel) -> None:
+    """As if the whole modules that an adapter brings had been trained."""
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "modules_to_save" in name:
                 weight += 0.1 * torch.randn(weight.shape)
-    adapted.save_pretrained(folder)
-    return adapted
 
 
 @torch.inference_mode()
@@ -272,9 +277,7 @@ def test_an_adapter_of_a_jinabert_scores_as_peft_does_unmerged(tiny_model, tmp_p
     torch.manual_seed(8)
     lora = LoraConfig(r=4, init_lora_weights=False, **JINA[case])
     adapted = get_peft_model(model, lora).eval()
-    if "modules_to_save" in JINA[case]:
-        with torch.no_grad():
-            adapted.base_model.model.classifier.weight += 0.5
+    perturb_saved(adapted)
     adapted.save_pretrained(tmp_path / "lora")
     name_base(tmp_path / "lora", base)
     encode = AutoTokenizer.from_pretrained(base)
