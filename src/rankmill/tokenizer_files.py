@@ -133,7 +133,7 @@ def _restore_steps(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         _restore_charsmap(tokenizer, folder)
         return
     settings, rebuilt = _settings(file), tokenizer.backend_tokenizer
-    # Reading it as a tokenizer takes two seconds for 250,000 pieces, and is seldom needed.
+    # Read as a tokenizer, 250,000 pieces take 1.1 s, as JSON 0.15 s; they are seldom needed.
     bare = Tokenizer.from_str(json.dumps(settings | _WITHOUT_VOCABULARY))
     same = (
         settings["model"].get("type") == type(rebuilt.model).__name__
