@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--prompt", default="auto")
+    parser.add_argument("--backend", choices=["torch", "openvino"], default="torch")
     arguments = parser.parse_args()
     table = storage.read_table(arguments.candidates, ["query", arguments.document])
     draw = np.random.default_rng(0)
@@ -58,9 +60,13 @@ def main() -> None:
             precision=precision,
             threads=arguments.threads,
             max_length=arguments.max_length,
+            prompt=arguments.prompt,
+            backend=arguments.backend,
         )
         rules, template = scorer.tokenizer.rules, scorer.tokenizer.template
-        pairs = scorer.tokenizer.tokenize(texts, number, number + np.int32(arguments.pairs))
+        wrapped = [scorer.tokenizer.query_text(text) for text in texts[: arguments.pairs]]
+        wrapped += map(scorer.tokenizer.document_text, texts[arguments.pairs :])
+        pairs = scorer.tokenizer.tokenize(wrapped, number, number + np.int32(arguments.pairs))
         windows = cut(pairs, rules)
         alone = in_batches(scorer, windows, [np.array([one]) for one in range(arguments.pairs)])
         exact = alone if exact is None else exact

@@ -30,6 +30,7 @@ class StandInTokenizer(PairTokenizer):
     def __init__(self, rules: PairRules) -> None:
         self.rules = rules
         self.template = _TEMPLATE
+        self.fixed_tokens = _TEMPLATE.special
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Made-up ids."""
@@ -62,8 +63,9 @@ class StandIn:
         """No limit."""
         return wanted
 
-    def check(self, rules: PairRules) -> None:
+    def check(self, rules: PairRules) -> PairTokenizer:
         """Nothing can be wrong."""
+        return self.tokenizer(rules)
 
     def fetch(self) -> None:
         """Nothing to fetch."""

@@ -302,7 +302,12 @@ REFUSED: dict[str, tuple[Change, dict[str, object], str]] = {
     "a classifier": (
         lambda w: None,
         {"architectures": ["Qwen3ForSequenceClassification"]},
-        "not a causal language model",
+        "is a Qwen3ForSequenceClassification, .* its head is a classifier on the last token",
+    ),
+    "no head at all": (
+        lambda w: None,
+        {"architectures": ["Qwen3Model"]},
+        "is a Qwen3Model, .* it has no tokens to answer with",
     ),
     "heads as text": (lambda w: None, {"num_key_value_heads": "2"}, "must be a whole number"),
 }

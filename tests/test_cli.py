@@ -291,6 +291,42 @@ def test_plan_shows_the_resolved_configuration_and_starts_nothing(
     assert ray.is_initialized() == connected
 
 
+@pytest.fixture
+def preset(hub, tiny_model) -> str:
+    """A preset whose authors use a length that is not the default."""
+    hub("Qwen/Qwen3-Reranker-0.6B", tiny_model("qwen3"))
+    return "Qwen/Qwen3-Reranker-0.6B"
+
+
+def test_the_length_of_a_presets_authors_is_shown_where_none_was_chosen(
+    rankmill, candidates, preset, tiny_model, tmp_path
+):
+    def shown(model: str, *more: str) -> str:
+        paths = ("--input", candidates, "--output", tmp_path / "output")
+        return plain(rankmill("plan", *paths, "--model", model, *more).out)
+
+    assert "tokens an input, at most 512 (the authors use 8,192)" in shown(preset)
+    assert "the authors use" not in shown(preset, "--set", "model.max_length=512")
+    assert "tokens an input, at most 512 " in shown(preset, "--set", "model.max_length=512")
+    assert "the authors use" not in shown(tiny_model("bert"))
+
+
+def test_plan_counts_the_tokens_of_a_prompt(rankmill, candidates, preset, tmp_path):
+    def tokens(instruction: str) -> int:
+        paths = ("--input", candidates, "--output", tmp_path / "output", "--json")
+        told = ("--set", f"model.instruction={instruction}")
+        return json.loads(rankmill("plan", *paths, "--model", preset, *told).out)[
+            "tokens_estimated"
+        ]
+
+    pairs = pq.read_metadata(candidates).num_rows
+    # A tiny tokenizer's prompt has more tokens than the true one's 60 or so.
+    assert tokens("x") > 60 * pairs
+    words = tokens("x x x x x x x x x x x") - tokens("x")
+    assert words >= 10 * pairs
+    assert words % pairs == 0
+
+
 def test_plan_counts_what_is_committed(
     rankmill, candidates, half_finished, tiny_model, monkeypatch
 ):
@@ -371,9 +407,10 @@ def test_models_fits_the_width_and_shows_every_fact(rankmill, monkeypatch, colum
     out = rankmill("models").out
     assert max(map(len, out.splitlines())) <= columns
     heading = plain(out.partition("demo")[0])
-    assert heading == "name architecture shape params tokens languages licence"
-    ruri = "cl-nagoya/ruri-v3-reranker-310m modernbert 25x768 315M 8,192 ja Apache-2.0"
+    assert heading == "name architecture shape params tokens authors' languages licence"
+    ruri = "cl-nagoya/ruri-v3-reranker-310m modernbert 25x768 315M 8,192 512 ja Apache-2.0"
     assert ruri in plain(out)
+    assert "Qwen/Qwen3-Reranker-4B causal-lm 36x2560 4022M 40,960 8,192 multilingual" in plain(out)
 
 
 def test_models_says_once_what_some_of_them_need(rankmill):

@@ -294,6 +294,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "two labels": (config(id2label={"0": "no", "1": "yes"}), "gives 2 values a pair"),
     "not a classifier": (config(architectures=["BertForMaskedLM"]), "not a sequence classifier"),
+    "a class that is no list": (
+        config(architectures="BertForSequenceClassification"),
+        r"architectures 'BertF.*', which is no list of names\.\n.*\[\"BertForSequence"
+        r"Classification\"\]",
+    ),
+    "classes that are no names": (
+        config(architectures=[3]),
+        r"architectures \[3\], which is no list",
+    ),
     "unknown architecture": (config(model_type="t5"), "of the architecture t5, not supported"),
     "no architecture": (config(model_type=["bert"]), r"architecture \['bert'\], not supported"),
     "no config": (removed("config.json"), "has no config.json"),
@@ -303,7 +312,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a size missing": (config(max_position_embeddings=None), "max_position_embeddings must be"),
     "impossible heads": (config(num_attention_heads=5), "not a multiple"),
     "unknown activation": (config(hidden_act="nope"), "cannot be built .*nope"),
-    "no tokenizer": (removed("token*"), r"has no tokenizer: no tokenizer\.json or vocab\.txt"),
+    "no tokenizer": (removed("token*"), r"has no tokenizer: neither tokenizer\.json nor"),
     "broken tokenizer": (written("tokenizer.json", "{"), "tokenizer in .* cannot be loaded"),
 }
 
@@ -315,6 +324,32 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied, case):
     with pytest.raises(ModelError, match=said) as refused:
         described(folder).check(PairRules(64, "document"))
     assert refused.value.exit_code == 2
+
+
+def byte_bpe_in_two_files(folder: Path) -> None:
+    """vocab.json and merges.txt, whatever the architecture's own tokenizer is."""
+    tokenizer = tiny_models.byte_bpe(tiny_models.FAIRSEQ_TOKENS).backend_tokenizer
+    tokenizer.model.save(str(folder))
+    written("tokenizer_config.json", json.dumps({"tokenizer_class": "RobertaTokenizer"}))(folder)
+
+
+VOCABULARIES: dict[str, Change] = {
+    "vocab.json and merges.txt": byte_bpe_in_two_files,
+    "spiece.model, beside MeCab": lambda f: tiny_models.mecab_spm_files(f) and None,
+}
+
+
+@pytest.mark.parametrize("case", VOCABULARIES)
+def test_a_vocabulary_of_another_kind_of_tokenizer_will_do(tmp_path, case):
+    folder = tiny_models.bert(tmp_path / "model", vocab_size=600)
+    removed("token*")(folder)
+    VOCABULARIES[case](folder)
+    assert not (folder / "tokenizer.json").exists()
+    scorer = fp32(str(folder), truncation="longest_first")
+    reference = Reference(str(folder), 128)
+    expected = [reference.score(*pair, "longest_first") for pair in PAIRS]
+    assert np.std(expected) > 0.03
+    assert scorer.score(PAIRS) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "modernbert", "deberta-v2"])

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from peft import LoraConfig, get_peft_model
+from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 
 from conftest import make_pairs
@@ -578,6 +579,30 @@ def test_an_adapter_on_s3_finds_its_base_beside_it(
     server.filesystem().put(f"{tmp_path}/adapter/", "bucket/models/lora/", recursive=True)
     there = Scorer("s3://bucket/models/lora", device="cpu", precision="fp32").score(pairs)
     assert there.tolist() == here.tolist()
+
+
+@only_nanio
+def test_a_folder_of_sentence_transformers_on_s3_brings_its_prompt(
+    server, reached, cache, tiny_model, tmp_path
+):
+    text = '{{ (messages | selectattr("role", "eq", ROLE) | first).content }}'
+    query, document = (text.replace("ROLE", f'"{role}"') for role in ("query", "document"))
+    template = f"Query: {query}\nText: {document}\nSo:"
+    CrossEncoder(
+        tiny_model("qwen3"), device="cpu", processor_kwargs={"chat_template": template}
+    ).save_pretrained(str(tmp_path / "saved"))
+    names = {file.name for file in (tmp_path / "saved").rglob("*")}
+    assert {"chat_template.jinja", "modules.json", "1_LogitScore"} <= names
+    fs = server.filesystem()
+    fs.put(f"{tmp_path}/saved/", "bucket/models/saved/", recursive=True)
+    pairs = [("what is a shard", "A shard is a run of whole lists."), ("x", "heat transfer")]
+    there, here = (
+        Scorer(name, device="cpu", precision="fp32").score(pairs)
+        for name in ("s3://bucket/models/saved", str(tmp_path / "saved"))
+    )
+    fs.rm(list(fs.find("bucket/models/saved")))
+    assert there.tolist() == here.tolist()
+    assert abs(there[0] - there[1]) > 0.01
 
 
 @only_nanio

@@ -202,7 +202,8 @@ app.command("export")(export_command)
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the models that rankmill knows by name. Any other checkpoint of their architectures
-    works as well. A shape is layers x hidden size.
+    works as well. A shape is layers x hidden size; tokens are those of the longest pair that a
+    model takes, and of the length at which its authors use it (model.max_length, 512 by default).
 
     [bold]Example[/]
 
@@ -224,17 +225,25 @@ def models(context: typer.Context, as_json: JsonOption = False) -> None:
 @models_app.command("verify")
 def verify_command(
     name: Annotated[str, typer.Argument(help="A preset with published scores, e.g. demo.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Where its weights are: a folder, s3:// or hub id."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score the examples that were published with a model, and say whether they match.
+
+    The weights are the hub's, or those of a copy that --model names.
 
     Exit code 0: they match; 1: they do not; 2: there are none, or the weights cannot be reached.
 
     [bold]Example[/]
 
       rankmill models verify demo
+
+      rankmill models verify jinaai/jina-reranker-v1-tiny-en --model s3://models/jina-tiny
     """
-    found = verify(name)
+    found = verify(name, model)
     if as_json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:

@@ -23,6 +23,7 @@ from rankmill.errors import RankmillError
 from rankmill.evaluate import Evaluation
 from rankmill.export import ExportResult
 from rankmill.job import Prepared
+from rankmill.models import presets
 from rankmill.models.presets import Preset
 from rankmill.progress import Listener, Progress, duration
 from rankmill.status import Status
@@ -127,7 +128,7 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
 
 def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
     """What a run would do, as plain values. `rate`: pairs/s, given or measured."""
-    pending = ready.pending
+    pending, length = ready.pending, ready.rules.max_length
     done = sum(marker.counters.rows_in for marker in ready.committed.values())
     if rate is None:
         # Committed shards tell what one worker does; their sum is a lower bound for several.
@@ -140,6 +141,8 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "queries": int(ready.plan.queries.sum()),
         "pairs": ready.plan.pairs,
         "tokens_estimated": ready.plan.tokens,
+        "max_length": length,
+        "authors_length": presets.authors_length(ready.config.model, length),
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
@@ -153,12 +156,14 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
 def plan_table(facts: dict[str, Any]) -> Table:
     """A dry run."""
     seconds = facts["seconds_estimated"]
-    model = facts["model"]
+    model, theirs = facts["model"], facts["authors_length"]
+    hint = "" if theirs is None else f" (the authors use {theirs:,})"
     rows = [
         ("input", f"{facts['files']:,} file(s), layout {facts['layout']}"),
         ("queries", f"{facts['queries']:,}"),
         ("pairs", f"{facts['pairs']:,}"),
         ("tokens, estimated", f"{facts['tokens_estimated']:,}"),
+        ("tokens an input, at most", f"{facts['max_length']:,}{hint}"),
         ("shards", f"{facts['shards']:,}"),
         ("  committed", f"{facts['shards_committed']:,}"),
         ("  pending", f"{facts['shards_pending']:,}"),
@@ -281,9 +286,9 @@ def counts_line(found: Evaluation) -> str:
     )
 
 
-def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
+def models_lines(known: tuple[Preset, ...], width: int) -> list[str]:
     """The models that rankmill knows by name: a line each, or two where the width is too small."""
-    heading = ("architecture", "shape", "params", "tokens", "languages", "licence")
+    heading = ("architecture", "shape", "params", "tokens", "authors'", "languages", "licence")
     rows = [("name", heading)] + [
         (
             preset.name,
@@ -292,14 +297,15 @@ def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
                 f"{preset.layers}x{preset.hidden}",
                 "" if preset.parameters is None else f"{preset.parameters / 1e6:.0f}M",
                 f"{preset.max_length:,}",
+                f"{preset.recommended_length:,}",
                 ", ".join(preset.languages),
                 preset.licence or "see its page",
             ),
         )
-        for preset in presets
+        for preset in known
     ]
     widths = [max(len(facts[column]) for _, facts in rows) for column in range(len(heading))]
-    numbers = range(1, 4)
+    numbers = range(1, 5)
     longest = max(len(name) for name, _ in rows)
     lines = []
     for name, facts in rows:
@@ -314,10 +320,10 @@ def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
     return lines
 
 
-def models_notes(presets: tuple[Preset, ...]) -> list[str]:
+def models_notes(known: tuple[Preset, ...]) -> list[str]:
     """What a user has to know before using some of the models, said once for all it is true of."""
     names: dict[str, list[str]] = {}
-    for preset in presets:
+    for preset in known:
         said = f"not yet: {preset.reason}" if preset.reason else preset.note
         if said:
             names.setdefault(said, []).append(preset.name)
@@ -342,7 +348,10 @@ def print_verification(out: Console, found: Verification) -> None:
     variants = " and as ".join(name for name in found.matching if name is not None)
     verdict = "[green]gives[/]" if found.matches else "[red]does not give[/]"
     which = f", read as {variants}," if variants else ""
-    line = f"{found.name}{which} {verdict} its published scores (float32 on the CPU)."
+    who, whose = found.name, "its published scores"
+    if found.model != found.name:
+        who, whose = found.model, f"the published scores of {found.name}"
+    line = f"{escape(who)}{which} {verdict} {whose} (float32 on the CPU)."
     out.print(line, soft_wrap=True)
 
 

@@ -22,7 +22,7 @@ from rankmill.errors import (
 )
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
-from rankmill.models import Description, refuse_instructions
+from rankmill.models import Description, presets, refuse_instructions
 from rankmill.models.folder import describe
 from rankmill.plan import Plan, make_plan
 from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
@@ -32,7 +32,7 @@ from rankmill.runs import Run
 from rankmill.source import Source, open_source
 from rankmill.stages import StageSettings
 from rankmill.store import Store
-from rankmill.tokens import PairRules
+from rankmill.tokens import PairRules, Template
 
 log = logging.getLogger("rankmill")
 _FAILURES_SHOWN = 3
@@ -42,12 +42,14 @@ _FAILURES_SHOWN = 3
 class Prepared:
     """A run that could start: everything is known but the profile.
 
-    stored: run.json of an earlier start; committed: its shards that need not be done again.
+    template: of the model's pairs. stored: run.json of an earlier start; committed: its shards
+    that need not be done again.
     """
 
     config: RunConfig
     source: Source
     model: Description
+    template: Template
     plan: Plan
     store: Store
     stored: dict[str, Any] | None
@@ -100,16 +102,17 @@ def prepare(
     if stored is not None:
         runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
     rules = _rules(config, found)
-    if rules.max_length < config.model.max_length:
-        length = rules.max_length
+    length = rules.max_length
+    if length < config.model.max_length:
         log.warning("model.max_length is lowered to the model's own limit of %d tokens.", length)
-    found.check(rules)
+    tokenizer = found.check(rules)
     whole = make_plan(
         source,
         pipeline.scan(source, config.compute),
         found.operations_per_token,
         rules,
         config.input.limit,
+        tokenizer.fixed_tokens,
     )
     committed: dict[int, Marker] = {}
     if stored is not None:
@@ -117,7 +120,7 @@ def prepare(
         committed, wrong = output.committed(store, stored["fingerprint"])
         for problem in wrong:
             log.warning("Computed again: %s", problem)
-    return Prepared(config, source, found, whole, store, stored, committed)
+    return Prepared(config, source, found, tokenizer.template, whole, store, stored, committed)
 
 
 def rerank(
@@ -285,8 +288,11 @@ def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
 
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
+    length = ready.rules.max_length
+    theirs = presets.authors_length(ready.config.model, length)
+    hint = "" if theirs is None else f" (the authors use {theirs:,})"
     return (
-        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens an input, "
+        f"{ready.model.to_json()['name']}, {length} tokens an input{hint}, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
         f"{pool.workers} worker(s) of {profile.threads} thread(s) in {profile.streams} stream(s), "
         f"{profile.token_budget} tokens a batch"
@@ -298,7 +304,7 @@ def _stage_settings(ready: Prepared, profile: Profile) -> StageSettings:
         description=ready.model,
         profile=profile,
         rules=ready.rules,
-        template=ready.model.tokenizer(ready.rules).template,
+        template=ready.template,
         columns=ready.source.columns,
         has_query_id=ready.source.has_query_id,
         max_text_bytes=ready.config.input.max_text_bytes,

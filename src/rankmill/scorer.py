@@ -126,7 +126,7 @@ class Scorer:
             raise ConfigError(f"threads must be a whole number above 0, found {threads!r}.")
         self.description = describe(config)
         rules = PairRules.of(config, self.description.max_length(max_length))
-        self.description.check(rules)
+        self.tokenizer = self.description.check(rules)
         hardware = profiles.probe("cuda" if device == "auto" else device)
         found: profiles.Device = "cpu"
         if device != "auto":
@@ -135,7 +135,6 @@ class Scorer:
             found = "cuda"
         compute = ComputeConfig(cpus_per_worker=threads or hardware.cores)
         self.profile = resolve(self.description, config, compute, found).tell()
-        self.tokenizer = self.description.tokenizer(rules)
         self.model = self.description.load(self.profile)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:

@@ -48,13 +48,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderModel:
-    """A sequence classifier of a supported architecture, as a folder on every node."""
+    """A sequence classifier of a supported architecture, as a folder on every node.
+
+    prefix: what sentence-transformers was told to put before every query.
+    """
 
     name: str
     digest: str
     config: str
     place: Place
     license: str | None = None
+    prefix: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,8 +98,11 @@ class FolderModel:
         """Whether an instruction is part of what the model reads."""
         return False
 
-    def check(self, rules: PairRules) -> None:
-        """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
+    def check(self, rules: PairRules) -> Tokenizer:
+        """The tokenizer.
+
+        Raises `ModelError` when the weights do not fill the class, or the tokenizer differs.
+        """
         self._check_weights(self.path())
         tokenizer = self.tokenizer(rules)
         rows = self.settings.get("vocab_size")
@@ -106,10 +113,11 @@ class FolderModel:
                 "Give the model the tokenizer that it was trained with.",
             )
         tokenizer.verify()
+        return tokenizer
 
     def tokenizer(self, rules: PairRules) -> Tokenizer:
         """The tokenizer with its pair template."""
-        return PairTokenizer.load(self.path(), rules)
+        return PairTokenizer.load(self.path(), rules, self.prefix)
 
     def load(self, profile: Profile) -> ScorerModel:
         """The model on the profile's device, once its digest is confirmed.
@@ -282,19 +290,23 @@ def _described(
             "position_embedding_type alibi.",
             "Fetch the config.json that they were published with.",
         )
-    vocabulary = ["tokenizer.json", *filter(None, [found.vocabulary])]
-    if not any((folder / file).is_file() for folder in folders for file in vocabulary):
+    if not any(map(tokenizer_files.has_vocabulary, folders)):
         raise ModelError(
-            f"The model {name} has no tokenizer: no {' or '.join(vocabulary)} in {files}.",
+            f"The model {name} has no tokenizer: neither tokenizer.json nor a vocabulary in "
+            f"{files}.",
             "Save it beside the model: tokenizer.save_pretrained(FOLDER).",
         )
     _refuse_settings(config, found)
     common = (json.dumps(settings), place, license_)
     if found.task == "ForCausalLM":
-        return _prompted(config, files, common)
+        return _prompted(config, folders, common)
+    # An adapter's own, where sentence-transformers saved it.
+    prompts = filter(None, (prompt_sources.default_prompt(name, one) for one in folders[::-1]))
+    prefix = next(prompts, "")
     if found.name == "jina-bert":
-        return JinaModel(name, place.digest(), *common, slopes=_slopes(config, settings))
-    return FolderModel(name, place.digest(), *common)
+        slopes = _slopes(config, settings)
+        return JinaModel(name, place.digest(), *common, prefix, slopes=slopes)
+    return FolderModel(name, place.digest(), *common, prefix)
 
 
 def _slopes(config: ModelConfig, settings: dict[str, Any]) -> Slopes:
@@ -327,16 +339,20 @@ def _refuse_settings(config: ModelConfig, found: Architecture) -> None:
 
 
 def _prompted(
-    config: ModelConfig, files: Path, common: tuple[str, Place, str | None]
+    config: ModelConfig, folders: Sequence[Path], common: tuple[str, Place, str | None]
 ) -> CausalModel:
-    if isinstance(common[1], adapter.MergedAdapter):
-        raise ModelError(
-            f"{config.name} is a LoRA adapter of a causal language model; only those of sequence "
-            "classifiers are merged here.",
-            "Merge it where it was trained: model.merge_and_unload().save_pretrained(FOLDER).",
-        )
-    tokenizer = tokenizer_files.load(files)
-    prompt = prompt_sources.find_prompt(config.name, config.prompt, files, tokenizer)
+    """folders: as for `_described`; the last that has a tokenizer, or a prompt, gives it."""
+    place = common[1]
+    *_, with_tokenizer = filter(tokenizer_files.has_vocabulary, folders)
+    saved = [one for one in folders if (one / prompt_sources.MODULES).is_file()]
+    tokenizer = tokenizer_files.load(with_tokenizer)
+    prompt = prompt_sources.find_prompt(
+        config.name,
+        config.prompt,
+        [*folders[:1], *saved][-1],
+        tokenizer,
+        place.base_name if isinstance(place, adapter.MergedAdapter) else None,
+    )
     if config.instruction is not None and prompt.instructed is None:
         raise ConfigError(
             f"model.instruction is set, but the prompt {prompt.name} of {config.name} has no place "
