@@ -53,6 +53,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "memory": run_out_of_memory,
     "error": fail,
     "sys.exit": lambda: exit(7),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
 
 

@@ -284,7 +284,7 @@ def batch_of(tokens: Any) -> TokenBatch:
 
 def run_apart(description: Any, batches: list[list[int]]) -> list[ScoredBatch]:
     """Score tokens, one an input, apart."""
-    template = Template((), (), (), (0,) * 5, has_segments=False, pad_id=0)
+    template = Template((), (), (), (0,) * 5, has_segments=False, pad_id=0, keep_end=False)
     with Isolation(description, PROFILE, template, 60) as apart:
         return list(apart.run_batches(map(np.array, batches), batch_of))
 
@@ -304,8 +304,20 @@ def test_a_crash_with_batches_in_flight_costs_none_but_its_own(folder):
     assert sorted(whole) == [one for one in batches if not {20, 41} & set(one)]
 
 
+def test_a_kill_from_outside_that_does_not_come_again_changes_no_batch(folder, tmp_path):
+    switch = tmp_path / "switch"
+    switch.touch()
+    description = SeveralAtOnce(folder(**{"6": "kill", "switch": str(switch), "once": True}))
+    done = run_apart(description, [list(range(1, 9))])
+    assert not switch.exists()
+    assert [one.chosen.tolist() for one in done] == [list(range(1, 9))]
+    assert not done[0].halved
+
+
 def test_what_is_harmless_has_a_pairs_shape():
-    bert = Template((101,), (102,), (102,), (0, 0, 0, 1, 1), has_segments=True, pad_id=0)
+    bert = Template(
+        (101,), (102,), (102,), (0, 0, 0, 1, 1), has_segments=True, pad_id=0, keep_end=False
+    )
     batch = probe(bert)
     assert batch.input_ids.tolist() == [[101, 102, 102]]
     assert batch.segment_ids is not None
@@ -368,7 +380,9 @@ def test_attempts_that_ended_their_process_are_counted_and_bounded(tmp_path):
     assert codes == list(range(1, MOST_ATTEMPTS + 1))
     attempts = Attempts(Store(str(tmp_path)), "tokenizing")
     with (
-        pytest.raises(RunFailed, match=f"tokenizing it ended {MOST_ATTEMPTS} processes"),
+        pytest.raises(
+            RunFailed, match=f"{MOST_ATTEMPTS} processes died while they were tokenizing it"
+        ),
         attempts.attempt(3),
     ):
         os._exit(99)

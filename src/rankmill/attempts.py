@@ -40,9 +40,8 @@ class Attempts:
         try:
             if number > MOST_ATTEMPTS:
                 raise RunFailed(
-                    f"{self.step} it ended {MOST_ATTEMPTS} processes, and nothing says which pair "
-                    "does.",
-                    "Look for a kernel or a cluster that is short of memory.",
+                    f"{MOST_ATTEMPTS} processes died while they were {self.step} it.",
+                    "See whether the nodes are short of memory.",
                 )
             yield number
         finally:  # whatever went wrong, the process is alive to tell
@@ -52,10 +51,7 @@ class Attempts:
         name = self._name(shard)
         try:
             before = self.store.read(name)
-            if before is None:
-                self.store.create(name, b"1")  # it need not outlive a power cut: no fsync
-                return 1
-            number = int(before) + 1 if before.isdigit() else 2
+            number = int(before or 0) + 1
             self.store.write(name, b"%d" % number)
         except OSError as error:
             log.warning("The attempt at shard %d cannot be noted: %s", shard, error)

@@ -47,7 +47,9 @@ class Isolation:
         self._description, self._profile, self._template = description, profile, template
         self._allowance = Allowance(seconds, profile.token_budget)
         self._process: ScoringProcess | None = None
-        self._ended = 0
+        self._waiting: deque[_Flight] = deque()
+        self._flying: deque[tuple[_Flight, float]] = deque()
+        self._ended = self._inputs = self._scored = self._lost = 0
 
     def __enter__(self) -> Isolation:
         return self
@@ -63,45 +65,28 @@ class Isolation:
         Raises `ModelError` when it is the model that fails: on an input without texts, on all
         inputs of the shard, or on more than a few of them.
         """
-        waiting = deque(_Flight(chosen) for chosen in batches)
-        inputs = sum(len(flight.chosen) for flight in waiting)
+        self._waiting.extend(_Flight(chosen) for chosen in batches)
+        self._inputs = sum(len(flight.chosen) for flight in self._waiting)
         broken = self._probe()
-        flying: deque[tuple[_Flight, float]] = deque()
-        scored = lost = 0
-        while waiting or flying:
-            while waiting and self._has_room(waiting[0], flying):
-                flight = waiting.popleft()
-                batch = assemble(flight.chosen)
-                self._running().send(batch)
-                flying.append((flight, self._allowance.of(batch)))
-            flight, seconds = flying.popleft()
+        while self._waiting or self._flying:
+            self._send_ahead(assemble)
+            flight, seconds = self._flying.popleft()
             answer = self._receive(seconds)
             if answer.scores is not None:
-                scored += len(flight.chosen)
+                self._scored += len(flight.chosen)
                 yield ScoredBatch(flight.chosen, answer.scores, flight.halved)
-                continue
-            if answer.kind == "unfit":
+            elif answer.kind == "unfit":
                 raise ModelError(answer.why, answer.remedy)
-            beside = [other for other, _ in flying] if answer.kind == "died" else []
-            if beside:
-                flying.clear()
-            if beside or (answer.kind == "memory" and not flight.alone and self._room() > 1):
-                again = [_Flight(one.chosen, one.halved, True) for one in (flight, *beside)]
-                waiting.extendleft(reversed(again))
-            elif broken is not None and not scored:
+            elif again := self._to_try_again(flight, answer):
+                self._waiting.extendleft(reversed(again))
+            elif broken is not None and not self._scored:
                 raise ModelError(f"The model fails even on an input without texts: {broken}.")
             elif len(flight.chosen) > 1:
                 half = len(flight.chosen) // 2
                 for part in (flight.chosen[half:], flight.chosen[:half]):
-                    waiting.appendleft(_Flight(part, halved=True, alone=True))
+                    self._waiting.appendleft(_Flight(part, halved=True, alone=True))
             else:
-                lost += 1
-                all_of_several = lost == inputs and inputs > 1
-                if all_of_several or lost > max(FEW_INPUTS, FEW_OF_A_SHARD * inputs):
-                    raise ModelError(
-                        f"The model fails on too many of the shard's {inputs} inputs to leave "
-                        f"them out: on {lost} so far, last because {answer.why}."
-                    )
+                self._lose_one(answer.why)
                 nothing = np.full(1, np.nan, np.float32)
                 yield ScoredBatch(flight.chosen, nothing, True, answer.why)
 
@@ -112,13 +97,37 @@ class Isolation:
         answer = self._receive(self._allowance.of(batch))
         return None if answer.scores is not None else answer.why
 
-    def _has_room(self, following: _Flight, flying: deque[tuple[_Flight, float]]) -> bool:
-        if flying and (following.alone or flying[0][0].alone):
-            return False
-        return len(flying) < self._room()
+    def _send_ahead(self, assemble: Callable[[Indices], TokenBatch]) -> None:
+        """Send as many of the waiting batches as the model takes."""
+        while self._waiting and len(self._flying) < self._running().in_flight:
+            if self._flying and (self._waiting[0].alone or self._flying[0][0].alone):
+                return
+            flight = self._waiting.popleft()
+            batch = assemble(flight.chosen)
+            self._running().send(batch)
+            self._flying.append((flight, self._allowance.of(batch)))
 
-    def _room(self) -> int:
-        return self._running().in_flight
+    def _to_try_again(self, flight: _Flight, answer: Answer) -> list[_Flight]:
+        """The batches to try alone, as they are, because another may be to blame, or nobody."""
+        beside = []
+        if answer.kind in ("died", "killed"):
+            beside = [other for other, _ in self._flying]
+            self._flying.clear()
+        elif answer.kind == "memory" and self._running().in_flight > 1 and not flight.alone:
+            return [_Flight(flight.chosen, flight.halved, alone=True)]
+        # SIGKILL comes from outside, perhaps by chance.
+        if beside or (answer.kind == "killed" and not flight.alone):
+            return [_Flight(one.chosen, one.halved, alone=True) for one in (flight, *beside)]
+        return []
+
+    def _lose_one(self, why: str) -> None:
+        self._lost += 1
+        all_of_several = self._lost == self._inputs and self._inputs > 1
+        if all_of_several or self._lost > max(FEW_INPUTS, FEW_OF_A_SHARD * self._inputs):
+            raise ModelError(
+                f"The model fails on too many of the shard's {self._inputs} inputs to leave them "
+                f"out: on {self._lost} so far, last because {why}."
+            )
 
     def _running(self) -> ScoringProcess:
         if self._process is None:
@@ -130,10 +139,11 @@ class Isolation:
     def _receive(self, seconds: float) -> Answer:
         answer = self._running().receive(seconds)
         # An error on a GPU can spoil all that the process does after it.
-        if answer.kind == "died" or (answer.kind == "failed" and self._profile.device == "cuda"):
+        if answer.kind == "failed" and self._profile.device == "cuda":
+            answer = Answer("died", why=answer.why)
+        if answer.kind in ("died", "killed"):
             self._ended += 1
             self._end_process()
-            answer = Answer("died", why=answer.why)
         return answer
 
     def _end_process(self) -> None:

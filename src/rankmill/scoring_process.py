@@ -36,10 +36,10 @@ class Answer:
     """What became of a batch. scores: float32 [batch], or None, and `why` says why not.
 
     kind: `memory` did not fit; `failed` raised an error; `unfit` raised one of rankmill's own,
-    which is no batch's fault; `died` took the process along.
+    which is no batch's fault; `died` took the process along; `killed` as well, but by SIGKILL.
     """
 
-    kind: Literal["scored", "memory", "failed", "unfit", "died"]
+    kind: Literal["scored", "memory", "failed", "unfit", "died", "killed"]
     scores: Float32 | None = None
     why: str = ""
     remedy: str | None = None
@@ -116,15 +116,18 @@ class ScoringProcess:
                 return self._channel.recv()
         except (EOFError, OSError):
             pass
-        return Answer("died", why=f"the model's process died of it ({self._end()})")
+        return self._ended()
 
-    def _end(self) -> str:
+    def _ended(self) -> Answer:
         """How the process ended, which it is about to if it has not."""
         try:
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            return "it went silent"
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return Answer("died", why="the model's process went silent on it")
+        names = {one.value: one.name for one in signal.Signals}
+        how = f"exit code {code}" if code >= 0 else names.get(-code, f"signal {-code}")
+        kind: Literal["died", "killed"] = "killed" if code == -signal.SIGKILL else "died"
+        return Answer(kind, why=f"the model's process died of it ({how})")
 
 
 def serve() -> None:
