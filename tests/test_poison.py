@@ -39,7 +39,7 @@ from rankmill.worker import Bounds, ScoringWorker
 SHARD_PAIRS = 10
 SECONDS = 3
 # Words that are one token each. Documents of `LONG` words stand in batches of two.
-WORDS = ["shear", "plate", "heat", "slip", "flow"]
+WORDS = ["shear", "plate", "transfer", "boundary", "flow"]
 LONG = 600
 QUERY = "what is a shard"
 
@@ -108,10 +108,10 @@ def test_poison_rows_are_left_out_and_all_others_are_scored(
     documents = plain(30)
     documents[3] = "shear " * LONG
     documents[6] = "plate " * LONG
-    documents[12] = "heat " * LONG
-    documents[15] = "slip " * LONG
+    documents[12] = "transfer " * LONG
+    documents[15] = "boundary " * LONG
     documents[18] = "flow past"
-    model = folder(shear="exit", plate="error", heat="hang", slip="memory", flow="nan")
+    model = folder(shear="exit", plate="error", transfer="hang", boundary="memory", flow="nan")
     path = write_pairs(table(documents, [QUERY, "which list", "what heads a list"]))
     result = job.rerank(config(path, model, tmp_path / "out"))
 
