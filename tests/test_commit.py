@@ -103,7 +103,10 @@ def scored(
         ).replace_schema_metadata({"several_texts": str(checked.several_texts)}),
         pairs=pa.table({"digest": pa.array(digests, pa.binary(16)), "dropped": zeros}),
         scores=pa.table(
-            {"score": pa.array([score_of.get(text, 0.0) for text in distinct], pa.float32())}
+            {
+                "score": pa.array([score_of.get(text, 0.0) for text in distinct], pa.float32()),
+                "reason": pa.nulls(len(distinct), pa.string()),
+            }
         ).replace_schema_metadata({"cost": json.dumps(cost)}),
     )
 

@@ -22,6 +22,7 @@ from rankmill.job import Prepared, _stage_settings, prepare
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
 from rankmill.profile import make_profile, probe
 from rankmill.read import ShardSource
+from rankmill.worker import Bounds
 
 Write = Callable[..., str]
 
@@ -53,7 +54,8 @@ def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
     compute = ComputeConfig(workers=workers)
     pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
-    return pipeline.graph(source, _stage_settings(ready, profile), pool)
+    bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
+    return pipeline.graph(source, _stage_settings(ready, profile), pool, bounds)
 
 
 def test_stages_are_not_fused(prepared: Prepared) -> None:

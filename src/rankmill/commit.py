@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data.block import Block
 from ray.data.datasource import Datasink
@@ -115,7 +116,9 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     reason = np.array(envelope.facts.column("reason").to_pylist(), dtype=object)
     by_pair = envelope.scores.column("score").to_numpy()
     score, dropped = stages.by_row(pair, by_pair, envelope.pairs.column("dropped").to_numpy())
-    reason[(pair >= 0) & ~np.isfinite(score)] = rows.BAD_SCORE
+    unscored = (pair >= 0) & ~np.isfinite(score)
+    why = pc.fill_null(envelope.scores.column("reason"), rows.BAD_SCORE).to_pylist()
+    reason[unscored] = np.array(why, dtype=object)[pair[unscored]]
 
     is_bad = np.array([why is not None for why in reason], bool)
     kept, bad = np.flatnonzero(~is_bad), np.flatnonzero(is_bad)

@@ -165,6 +165,9 @@ class ComputeConfig(_Section):
     cpus_per_worker: Literal["auto"] | PositiveInt = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1
     memory: PositiveInt | None = Field(None, description="bytes of heap reserved by a worker")
+    batch_timeout: PositiveInt = Field(
+        600, description="seconds that a batch may take; one that takes longer hangs"
+    )
 
     @field_validator("gpus_per_worker")
     @classmethod

@@ -6,14 +6,12 @@ never has to know an input type, and the scoring actor passes texts on as the by
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 
-from rankmill.errors import RankmillError
+from rankmill.errors import RankmillError, kind_and_place
 
 _SCHEMA = pa.schema(
     [
@@ -50,16 +48,14 @@ class Envelope:
         default_factory=dict, repr=False, compare=False
     )
 
-    def failed(self, error: Exception | str) -> Envelope:
+    def failed(self, error: BaseException | str) -> Envelope:
         """The same shard without its tables, and why.
 
         Of an error that is not rankmill's own only the kind and the place are kept: its text may
         quote a row.
         """
-        if isinstance(error, Exception) and not isinstance(error, RankmillError):
-            frames = traceback.extract_tb(error.__traceback__)
-            place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-            return Envelope(self.shard, f"{type(error).__name__}{place}")
+        if isinstance(error, BaseException) and not isinstance(error, RankmillError):
+            return Envelope(self.shard, kind_and_place(error))
         return Envelope(self.shard, str(error))
 
     def to_block(self) -> pa.Table:

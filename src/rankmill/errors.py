@@ -15,6 +15,9 @@ Exit code 3 (a gate failed) belongs to gates, which this version does not have.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 
 class RankmillError(Exception):
     """Base of every error that a user can mend.
@@ -70,3 +73,19 @@ class OutputBusy(RankmillError):
     """Another live run holds the output's lease."""
 
     exit_code = 4
+
+
+def kind_and_place(error: BaseException) -> str:
+    """`ValueError in model.py:31`: of an error of other code all else may quote a row."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an error asks this process to stop, rather than tells what went wrong.
+
+    Panics of libraries written in Rust are no `Exception`, and `sys.exit` in somebody's model is
+    a failure like others.
+    """
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)

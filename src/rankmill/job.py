@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankmill import markers, output, pipeline, runs, schema, storage
+from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, RunConfig
 from rankmill.errors import (
@@ -33,6 +34,7 @@ from rankmill.source import Source, open_source
 from rankmill.stages import StageSettings
 from rankmill.store import Store
 from rankmill.tokens import PairRules, Template
+from rankmill.worker import Bounds
 
 log = logging.getLogger("rankmill")
 _FAILURES_SHOWN = 3
@@ -177,6 +179,7 @@ def rerank(
                 _stage_settings(ready, profile),
                 _commit_settings(ready, run),
                 pool,
+                Bounds(ready.store, ready.config.compute.batch_timeout),
             )
         except KeyboardInterrupt:
             if not lease.lost:
@@ -361,6 +364,7 @@ def _finish(
         "files": [done[index].part.name for index in sorted(done)],
     }
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    ready.store.delete_folder(ATTEMPTS)
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 
 from rankmill import markers, runs, storage
+from rankmill.attempts import ATTEMPTS
 from rankmill.errors import ConfigError, OutputError
 from rankmill.markers import PRIVATE, Marker
 from rankmill.store import Store
@@ -118,6 +119,7 @@ def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
     names = (markers.marker_name(shard) for shard in pending)
     store.delete([name for name in names if name.rpartition("/")[2] in there])
     store.delete_folder(markers.FAILED)
+    store.delete_folder(ATTEMPTS)
     # File by file: the last writes of a killed run may still arrive in that folder.
     store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
     if record is not None:
@@ -131,7 +133,7 @@ def remove_old(store: Store) -> None:
     part.
     """
     store.delete([runs.SUCCESS, runs.MANIFEST])
-    for folder in ("shards", "scores", "quarantine", "failed", "tmp"):
+    for folder in ("shards", "scores", "quarantine", "failed", "attempts", "tmp"):
         store.delete_folder(f"{PRIVATE}/{folder}")
     store.delete([name for name in store.sizes() if _PART.fullmatch(name)])
     store.delete([runs.RUN])

@@ -6,6 +6,7 @@ with the run and binds every resume, because batches and bits depend on it.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import platform
@@ -198,6 +199,15 @@ def with_threads(found: Profile, compute: ComputeConfig, cores: int) -> Profile:
         return found
     threads = cores if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
     return replace(found, threads=threads, streams=max(threads // _threads("cpu", threads), 1))
+
+
+def free_memory(device: Device) -> None:
+    """Give back what a model held that is no longer referred to."""
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def _threads(device: Device, cores: int) -> int:

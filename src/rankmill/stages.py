@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ import pyarrow.compute as pc
 from rankmill import rows, tokens
 from rankmill.config import ColumnNames
 from rankmill.envelope import Envelope
+from rankmill.flight import run_batches
 from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.profile import Profile
-from rankmill.scorer import score_pairs
+from rankmill.scorer import BatchRunner, score_pairs_by
 from rankmill.tokens import PairRules, Template, TokenizedPairs, TokenizedTexts
 
 
@@ -75,13 +77,21 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
 def score(
     envelope: Envelope, rules: PairRules, template: Template, profile: Profile, model: ScorerModel
 ) -> Envelope:
+    """Score the distinct pairs of a shard with a loaded model (see `score_by`)."""
+    return score_by(partial(run_batches, model), envelope, rules, template, profile)
+
+
+def score_by(
+    run: BatchRunner, envelope: Envelope, rules: PairRules, template: Template, profile: Profile
+) -> Envelope:
     """Score the distinct pairs of a shard; leaves the token ids behind.
 
-    Adds `scores`, float32 a distinct pair, with what they cost in its metadata.
+    Adds `scores`, a row a distinct pair, with what they cost in its metadata: score float32 and
+    reason string (null unless the pair could not be scored).
     """
     started = time.perf_counter()
     pairs = _tokenized(envelope, template.special)
-    scored = score_pairs(model, pairs, rules, template, profile)
+    scored = score_pairs_by(run, pairs, rules, template, profile)
     cost = {
         "windows": scored.windows,
         "tokens": scored.tokens,
@@ -89,7 +99,9 @@ def score(
         "degraded": scored.degraded,
         "seconds": time.perf_counter() - started,
     }
-    scores = pa.table({"score": scored.scores}).replace_schema_metadata({"cost": json.dumps(cost)})
+    reason = pa.array([scored.reasons.get(pair) for pair in range(len(pairs))], pa.string())
+    scores = pa.table({"score": scored.scores, "reason": reason})
+    scores = scores.replace_schema_metadata({"cost": json.dumps(cost)})
     return replace(envelope, scores=scores, texts=None)
 
 
