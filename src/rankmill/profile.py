@@ -21,7 +21,7 @@ SCORING_VERSION = 2
 
 Backend = Literal["torch", "openvino"]
 Device = Literal["cpu", "cuda", "mps"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 # Padded tokens a batch. CPU: `benchmarks/budget.py`, MiniLM-L6 shape, bf16, one thread of a 2-core
 # AVX512-BF16 machine: 24.5 pairs/s at 512 tokens, 18.8 at 1,024, 15.0 at 2,048, 13.1 at 16,384
@@ -111,8 +111,11 @@ def make_profile(
     device: Device,
     hardware: Hardware,
     backend: Backend = "torch",
+    int8: bool = False,
 ) -> Profile:
     """Resolve every `auto` but the backend's, which is decided in `backend`.
+
+    int8: the model's files are of that precision, whatever the processor has.
 
     Raises `ConfigError` for a device or precision that is not there.
     """
@@ -126,7 +129,7 @@ def make_profile(
             "compute.device is mps, but torch sees no Apple GPU.", "Set compute.device to cpu."
         )
     has_bf16 = {"cpu": hardware.bf16, "cuda": hardware.cuda_bf16, "mps": False}[device]
-    precision = model.precision
+    precision: Literal["auto"] | Precision = "int8" if int8 else model.precision
     if precision == "auto":
         precision = "bf16" if has_bf16 else ("fp16" if device == "cuda" else "fp32")
     if precision == "fp16" and device == "cpu":

@@ -116,6 +116,11 @@ class Description(Hashable, Protocol):
         """Whether an instruction is part of what the model reads."""
         ...
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether the files are an int8 graph, which OpenVINO scores on CPUs and nothing else."""
+        ...
+
     def check(self, rules: PairRules) -> None:
         """Raise what would fail in a worker: `ModelError` for keys, class or tokenizer,
         `ConfigError` for rules that leave a document no room."""

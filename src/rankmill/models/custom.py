@@ -74,6 +74,11 @@ class CustomModel:
         """Never: the class is given queries and documents."""
         return False
 
+    @property
+    def is_int8(self) -> bool:
+        """Never: the class scores the folder, whatever lies in it."""
+        return False
+
     def check(self, rules: PairRules) -> None:
         """Raise `ModelError` when the class is not there, or the tokenizer differs."""
         self.fetch()

@@ -18,7 +18,7 @@ from rankmill.models.openvino_runtime import openvino
 from rankmill.profile import Profile
 from rankmill.tokens import TokenBatch
 
-_PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+_PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16, "int8": openvino.Type.f32}
 _NO_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc")
 
 
