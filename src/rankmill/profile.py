@@ -35,6 +35,9 @@ OPENVINO_TOKEN_BUDGET = 2048
 _CORES_FOR_SINGLE_THREADS = 8
 _THREADS_ON_LARGE_NODES = 4
 
+# Of `Hardware.instructions`, those with products of bf16.
+BF16_INSTRUCTIONS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -87,7 +90,7 @@ class Profile:
 def probe(device: str) -> Hardware:
     """Look at the node this runs on. torch is asked only where a GPU may be wanted."""
     flags = _cpu_flags()
-    bf16 = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    bf16 = bool(flags & BF16_INSTRUCTIONS)
     instructions = next(
         (name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16") if name in flags),
         platform.machine(),
