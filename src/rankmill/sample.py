@@ -22,7 +22,7 @@ from rankmill.tokens import Int32
 
 Keys = npt.NDArray[np.uint64]
 
-# Calibration: a few pairs of many lists. On cranfield scores moved no less with more.
+# Calibration: a few pairs of many lists.
 CALIBRATION_PAIRS = 300
 _CALIBRATION_PAIRS_A_LIST = 10
 # Held out: the heads of lists, which is what reranking orders.
@@ -76,7 +76,7 @@ def draw(source: Source, asked: InputConfig, seed: int) -> Sample:
     """
     lists = _lists(source, asked.limit, seed)
     depth = np.inf if asked.depth is None else asked.depth
-    most = int(len(lists.pairs) * _HELD_OUT_SHARE)
+    most = int(len(lists.priority) * _HELD_OUT_SHARE)
     sizes = np.minimum(lists.pairs[lists.priority], depth)
     held_out = _first(sizes[:most], _HELD_OUT_PAIRS_A_LIST, HELD_OUT_PAIRS)
     a_list = max(_CALIBRATION_PAIRS_A_LIST, -(-CALIBRATION_PAIRS // max(len(sizes) - held_out, 1)))
@@ -94,7 +94,7 @@ def draw(source: Source, asked: InputConfig, seed: int) -> Sample:
         if len(pairs) < LEAST_PAIRS:
             raise InputError(
                 f"The sample has too few pairs that can be scored: {len(pairs)} to {what}, of "
-                f"{len(lists.pairs)} candidate lists; at least {LEAST_PAIRS} are needed.",
+                f"{len(lists.priority)} candidate lists; at least {LEAST_PAIRS} are needed.",
                 "Give candidates of more queries: 60 lists of 25 pairs are plenty.",
             )
     return found
