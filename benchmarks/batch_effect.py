@@ -1,6 +1,7 @@
-"""How far does a score move with the other pairs of its batch? In fp32 and in bf16.
+"""How far does a score move with the other pairs of its batch? In fp32, in bf16 and in int8.
 
     python benchmarks/batch_effect.py MODEL CANDIDATES.parquet [--pairs 128] [--max-length 512]
+        [--int8 FOLDER]
 
 Scores the same pairs alone, in rankmill's batches (near in length), and in batches of eight drawn
 at random (padded heavily). Prints differences from the scores alone, and the spread of the scores.
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankmill import storage
-from rankmill.profile import Precision
+from rankmill.config import AskedPrecision
 from rankmill.scorer import Scorer, score_pairs
 from rankmill.windows import Windows, assemble, cut
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--int8", help="the same model as `rankmill quantize` made it")
     arguments = parser.parse_args()
     table = storage.read_table(arguments.candidates, ["query", arguments.document])
     draw = np.random.default_rng(0)
@@ -50,10 +52,12 @@ def main() -> None:
     random = [shuffled[i : i + _RANDOM_BATCH] for i in range(0, arguments.pairs, _RANDOM_BATCH)]
 
     exact = None
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    for precision in precisions:
+    ways: list[tuple[str, AskedPrecision]] = [(arguments.model, "fp32"), (arguments.model, "bf16")]
+    if arguments.int8:
+        ways.append((arguments.int8, "auto"))
+    for model, precision in ways:
         scorer = Scorer(
-            arguments.model,
+            model,
             device="cpu",
             precision=precision,
             threads=arguments.threads,
@@ -70,7 +74,8 @@ def main() -> None:
             "batches of 8 at random": in_batches(scorer, windows, random),
             "fp32 alone": exact,
         }
-        print(f"{precision}: {arguments.pairs} pairs, scores alone spread {alone.std():.3g}")
+        used, spread = scorer.profile.precision, alone.std()
+        print(f"{used}: {arguments.pairs} pairs, scores alone spread {spread:.3g}")
         for name, scores in others.items():
             moved = np.abs(scores - alone)
             print(
