@@ -247,7 +247,7 @@ def _digest(calibration: Pairs, held_out: Pairs, settings: dict[str, Any]) -> st
 
 
 def _refuse_disagreement(name: str, found: Agreement, least: float) -> None:
-    if found.kendall_tau < least:
+    if found.kendall_tau < least or not np.isfinite(found.score_rms_difference):
         over = f"{found.lists} candidate lists" if found.lists else f"{found.pairs} pairs"
         raise ModelError(
             f"int8 orders the sample too differently from {name} in fp32: Kendall's tau is "

@@ -38,14 +38,13 @@ def quantize_command(
     """Make an int8 model folder for CPUs, calibrated once on a sample of your pairs.
 
     It is judged by other pairs of the sample, against the model in fp32, and is then a model like
-    any other: --model FOLDER. Lengths and truncation should be those of your runs.
+    any other. Lengths and truncation (--set) should be those of your runs.
 
     [bold]Examples[/]
 
       rankmill quantize demo --sample candidates/ --output demo-int8
 
-      rankmill quantize cross-encoder/ms-marco-MiniLM-L6-v2 --sample candidates.parquet \\
-        --output minilm-int8 --set model.max_length=256 --set 'input.columns.document=[title, text]'
+      rankmill quantize models/mine --sample c.parquet --output int8 --set model.max_length=256
     """
     settings: dict[str, Setting] = {
         "input.path": sample[0] if len(sample) == 1 else list[object](sample),
