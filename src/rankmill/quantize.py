@@ -88,7 +88,6 @@ def quantize(
     asked = ModelConfig(name=config.model.name, precision="fp32")
     exact = make_profile(asked, config.compute, "cpu", hardware, "openvino")
     exact = with_threads(exact, config.compute, hardware.cores)
-    log.info("Converting %s and comparing it with torch, once a machine.", config.model.name)
     entry = openvino_model.ready(model, exact, storage.user_cache() / "openvino")
 
     calibration = _tokenized(tokenizer, drawn.calibration)

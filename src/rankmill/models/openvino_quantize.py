@@ -42,6 +42,9 @@ def quantize(graph: Path, target: Path, batches: Sequence[TokenBatch]) -> None:
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
         )
+    # Names that nncf leaves to OpenVINO count all operations that this process has made so far.
+    for number, one in enumerate(quantized.get_ordered_ops()):
+        one.set_friendly_name(f"{one.get_type_name()}_{number}")
     openvino.save_model(quantized, target, compress_to_fp16=False)
 
 
