@@ -119,8 +119,14 @@ def _lists(source: Source, limit: int | None, seed: int) -> _Lists:
     pairs = np.bincount(list_, np.concatenate(sizes))
     among = np.argsort(first)[:limit]
     order = among[np.argsort(_shuffled(distinct[among], seed), kind="stable")]
-    where = (np.concatenate(column).astype(np.int64) for column in (groups, starts, stops))
-    return _Lists(*where, list_, pairs, order)
+    return _Lists(
+        group=np.concatenate(groups).astype(np.int64),
+        start=np.concatenate(starts),
+        stop=np.concatenate(stops),
+        list=list_,
+        pairs=pairs,
+        priority=order,
+    )
 
 
 def _shuffled(keys: Keys, seed: int) -> Keys:
