@@ -344,7 +344,7 @@ def main() -> None:
         )
         raise SystemExit(2)
     pairs = (
-        read_pairs(arguments.candidates, arguments.pairs)
+        read_pairs(arguments.candidates, arguments.pairs).pairs
         if arguments.candidates
         else made_up(arguments.pairs)
     )

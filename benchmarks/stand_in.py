@@ -58,6 +58,7 @@ class StandIn:
     digest: str = "stand-in"
     operations_per_token: float = 1e6
     takes_instruction: bool = False
+    is_int8: bool = False
 
     def max_length(self, wanted: int) -> int:
         """No limit."""

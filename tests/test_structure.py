@@ -23,7 +23,7 @@ LAYERS = [
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["windows"],
+    ["agreement", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -32,7 +32,7 @@ LAYERS = [
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
     ["attempts", "lease", "models", "plan", "pool"],
-    ["backend", "flight", "runs", "watchdog"],
+    ["backend", "flight", "runs", "sample", "watchdog"],
     ["scorer", "scoring_process"],
     ["isolation", "output", "stages"],
     ["worker"],
@@ -42,10 +42,10 @@ LAYERS = [
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["progress"],
-    ["dataset", "evaluate", "export", "job", "status", "verify"],
+    ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
     ["demo"],
     ["console"],
-    ["export_command"],
+    ["export_command", "quantize_command"],
     ["__init__", "cli"],
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -152,6 +152,15 @@ def test_peft_which_is_an_extra_stays_in_one_module():
     assert modules_that(lambda path: "peft" in packages(imports(tree_of(path)))) == {"models.lora"}
     # Late, or nothing would work without the extra.
     assert modules_that(lambda path: "rankmill.models.lora" in imported_at_once(path)) == set()
+
+
+def test_nncf_which_is_an_extra_stays_in_one_module():
+    assert modules_that(lambda path: "nncf" in packages(imports(tree_of(path)))) == {
+        "models.openvino_quantize"
+    }
+    assert modules_that(
+        lambda path: "rankmill.models.openvino_quantize" in imported_at_once(path)
+    ) == (set())
 
 
 def loaded_by(statement):

@@ -17,6 +17,7 @@ from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate import METRICS, evaluate
 from rankmill.export_command import export_command
 from rankmill.models.presets import presets
+from rankmill.quantize_command import quantize_command
 from rankmill.status import read_status
 from rankmill.verify import verify
 
@@ -197,6 +198,7 @@ def evaluate_command(
 
 
 app.command("export")(export_command)
+app.command("quantize")(quantize_command)
 
 
 @models_app.callback(invoke_without_command=True)

@@ -41,6 +41,7 @@ S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
 Slopes = Literal["standard", "halved"]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -128,7 +129,7 @@ class ModelConfig(_Section):
         None, description="a class of one's own, module:Class, that scores the model's folder"
     )
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: AskedPrecision = "auto"
     max_length: PositiveInt = 512
     max_query_tokens: PositiveInt | None = None
     max_document_tokens: PositiveInt | None = None

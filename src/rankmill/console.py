@@ -26,6 +26,7 @@ from rankmill.job import Prepared
 from rankmill.models import presets
 from rankmill.models.presets import Preset
 from rankmill.progress import Listener, Progress, duration
+from rankmill.quantize import Quantized
 from rankmill.status import Status
 from rankmill.verify import Verification
 
@@ -274,6 +275,35 @@ def export_table(found: ExportResult) -> Table:
     rows += [(f"    {reason}", f"{count:,}") for reason, count in counts.dropped.items()]
     if counts.positives_missing:
         rows.append(("relevant, not in the lists", f"{counts.positives_missing:,}"))
+    return _facts(rows)
+
+
+def quantized_table(found: Quantized) -> Table:
+    """An int8 folder, and how well it agrees with its source."""
+    card, agreed = found.card, found.card.agreement
+    over = f"mean over {agreed.lists:,} lists" if agreed.lists else "all pairs as one list"
+    overlap = agreed.overlap_at_10
+    rows = [
+        ("output", str(found.folder)),
+        ("digest", found.digest[:12]),
+        ("made of", f"{card.source.name} ({card.source.digest[:12]})"),
+        (
+            "calibrated with",
+            f"{card.calibration.pairs:,} pairs of {card.calibration.lists:,} lists "
+            f"({card.calibration.digest[:12]})",
+        ),
+        ("judged by", f"{agreed.pairs:,} other pairs, against fp32"),
+        (
+            "  Kendall's tau",
+            f"{agreed.kendall_tau:.4f} ({over}; lowest {agreed.kendall_tau_lowest:.4f})",
+        ),
+        ("  best ten in common", "no list is longer" if overlap is None else f"{overlap:.1%}"),
+        (
+            "  scores differ by",
+            f"{agreed.score_rms_difference:.3g} (root mean square; largest "
+            f"{agreed.score_largest_difference:.3g}), and spread by {agreed.score_spread:.3g}",
+        ),
+    ]
     return _facts(rows)
 
 

@@ -286,7 +286,9 @@ def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
     except BackendUnfit as unfit:
         raise ConfigError(
             f"The run scores on {profile.backend}, and a node cannot: {unfit.message}",
-            "Make all nodes alike, or start again with --overwrite and model.backend torch.",
+            unfit.remedy
+            if ready.model.is_int8
+            else "Make all nodes alike, or start again with --overwrite and model.backend torch.",
         ) from unfit
 
 

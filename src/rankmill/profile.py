@@ -23,7 +23,7 @@ SCORING_VERSION = 2
 
 Backend = Literal["torch", "openvino"]
 Device = Literal["cpu", "cuda", "mps"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 # Padded tokens a batch. CPU: `benchmarks/budget.py`, MiniLM-L6 shape, bf16, one thread of a 2-core
 # AVX512-BF16 machine: 24.5 pairs/s at 512 tokens, 18.8 at 1,024, 15.0 at 2,048, 13.1 at 16,384
@@ -47,6 +47,9 @@ _VALUES_ALIVE = 24
 # few batches for as many streams.
 _CORES_FOR_SINGLE_THREADS = 8
 _THREADS_ON_LARGE_NODES = 4
+
+# Of `Hardware.instructions`, those with products of bf16.
+BF16_INSTRUCTIONS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Profile:
 def probe(device: str) -> Hardware:
     """Look at the node this runs on. torch is asked only where a GPU may be wanted."""
     flags = _cpu_flags()
-    bf16 = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    bf16 = bool(flags & BF16_INSTRUCTIONS)
     instructions = next(
         (name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16") if name in flags),
         platform.machine(),
@@ -131,10 +134,12 @@ def make_profile(
     hardware: Hardware,
     backend: Backend = "torch",
     operations_per_token: float = 0.0,
+    int8: bool = False,
 ) -> Profile:
     """Resolve every `auto` but the backend's, which is decided in `backend`.
 
-    operations_per_token: of the model (see `Description`); 0 where it is not known.
+    operations_per_token: of the model (see `Description`); 0 where it is not known. int8: the
+    model's files are of that precision, whatever the processor has.
 
     Raises `ConfigError` for a device or precision that is not there.
     """
@@ -148,7 +153,7 @@ def make_profile(
             "compute.device is mps, but torch sees no Apple GPU.", "Set compute.device to cpu."
         )
     has_bf16 = {"cpu": hardware.bf16, "cuda": hardware.cuda_bf16, "mps": False}[device]
-    precision = model.precision
+    precision: Literal["auto"] | Precision = "int8" if int8 else model.precision
     if precision == "auto":
         precision = "bf16" if has_bf16 else ("fp16" if device == "cuda" else "fp32")
     if precision == "fp16" and device == "cpu":

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from rankmill import profile as profiles
 from rankmill.backend import resolve
 from rankmill.batches import make_batches
-from rankmill.config import ComputeConfig, ModelConfig, Slopes, read_section
+from rankmill.config import AskedPrecision, ComputeConfig, ModelConfig, Slopes, read_section
 from rankmill.errors import ConfigError, InputError
 from rankmill.flight import Indices, ScoredBatch, run_batches
 from rankmill.models import ScorerModel
 from rankmill.models.folder import describe
-from rankmill.profile import Backend, Precision, Profile
+from rankmill.profile import Backend, Profile
 from rankmill.tokens import (
     Float32,
     Overflow,
@@ -114,7 +114,7 @@ class Scorer:
         scorer: str | None = None,
         backend: Literal["auto"] | Backend = "auto",
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-        precision: Literal["auto"] | Precision = "auto",
+        precision: AskedPrecision = "auto",
         max_length: int = 512,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,

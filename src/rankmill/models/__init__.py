@@ -117,6 +117,11 @@ class Description(Hashable, Protocol):
         """Whether an instruction is part of what the model reads."""
         ...
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether the files are an int8 graph, which OpenVINO scores on CPUs and nothing else."""
+        ...
+
     def check(self, rules: PairRules) -> Tokenizer:
         """The tokenizer, as `tokenizer` gives it, once nothing speaks against a run.
 

@@ -74,6 +74,11 @@ class CustomModel:
         """Never: the class is given queries and documents."""
         return False
 
+    @property
+    def is_int8(self) -> bool:
+        """Never: the class scores the folder, whatever lies in it."""
+        return False
+
     def check(self, rules: PairRules) -> PairTokenizer:
         """The tokenizer. Raises `ModelError` when it differs, or the class is not there."""
         self.fetch()

@@ -25,6 +25,7 @@ from rankmill.models import (
     openvino_model,
     presets,
     prompt_sources,
+    quantized,
 )
 from rankmill.models.architectures import (
     JINA_BERT_KEY,
@@ -98,6 +99,11 @@ class FolderModel:
         """Whether an instruction is part of what the model reads."""
         return False
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether the files are an int8 graph."""
+        return False
+
     def check(self, rules: PairRules) -> Tokenizer:
         """The tokenizer.
 
@@ -124,13 +130,7 @@ class FolderModel:
 
         Raises `BackendUnfit` when the profile's backend cannot score it on this node.
         """
-        found = self._digest_here()
-        if found != self.digest:
-            raise ModelError(
-                f"The model {self.name} on this node has the digest {found[:12]}, "
-                f"the run's is {self.digest[:12]}.",
-                "Bring the same files to every node.",
-            )
+        self._confirm_digest()
         if profile.backend == "openvino":
             entry = openvino_model.ready(self, profile, user_cache() / "openvino")
             from rankmill.models import openvino_encoder
@@ -160,6 +160,15 @@ class FolderModel:
             "license": self.license,
         }
 
+    def _confirm_digest(self) -> None:
+        found = self._digest_here()
+        if found != self.digest:
+            raise ModelError(
+                f"The model {self.name} on this node has the digest {found[:12]}, "
+                f"the run's is {self.digest[:12]}.",
+                "Bring the same files to every node.",
+            )
+
     def _digest_here(self) -> str:
         return self.place.digest()
 
@@ -167,6 +176,35 @@ class FolderModel:
         from rankmill.models import classifiers
 
         classifiers.check(folder)
+
+
+@dataclass(frozen=True)
+class QuantizedModel(FolderModel):
+    """An int8 folder (see `quantized`), which only OpenVINO scores."""
+
+    source: quantized.SourceModel = field(kw_only=True)
+
+    @property
+    def is_int8(self) -> bool:
+        """Always."""
+        return True
+
+    def prepare(self, profile: Profile) -> None:
+        """See that this node gives the folder's scores. Raises `BackendUnfit`."""
+        quantized.ready(self, profile, user_cache() / "openvino")
+
+    def load(self, profile: Profile) -> ScorerModel:
+        """The graphs, compiled, once their digest is confirmed. Raises `BackendUnfit`."""
+        self._confirm_digest()
+        return quantized.load(self.path(), profile)
+
+    def to_json(self) -> dict[str, Any]:
+        """What names the model, and what it was made of."""
+        made_of = {"quantized_from": self.source.name, "quantized_digest": self.source.digest}
+        return super().to_json() | made_of
+
+    def _check_weights(self, folder: Path) -> None:
+        quantized.check_files(folder)
 
 
 @dataclass(frozen=True)
@@ -283,7 +321,8 @@ def _described(
         settings.pop("architectures", None)
     found = architecture_of(name, settings)
     refuse_broken(config_file, settings, found)
-    weights = weight_names(weight_files(name, files))
+    int8 = quantized.is_quantized(files)
+    weights = set() if int8 else weight_names(weight_files(name, files))
     if found.name == "bert" and any(key.endswith(JINA_BERT_KEY) for key in weights):
         raise ModelError(
             f"The weights of {name} are JinaBERT's, but its config.json does not say "
@@ -298,6 +337,10 @@ def _described(
         )
     _refuse_settings(config, found)
     common = (json.dumps(settings), place, license_)
+    if int8:
+        quantized.refuse_settings(config)
+        card = quantized.read_card(files)
+        return QuantizedModel(name, place.digest(), *common, source=card.source)
     if found.task == "ForCausalLM":
         return _prompted(config, folders, common)
     # An adapter's own, where sentence-transformers saved it.
