@@ -256,6 +256,16 @@ def test_a_small_input_is_cut_so_that_a_few_cores_have_work(write):
     assert np.diff(made.bounds).tolist() == [64 // plan.SMALL_PLAN] * plan.SMALL_PLAN
 
 
+def test_a_shard_for_gpus_holds_a_hundred_times_as_much(write):
+    source = write([f"q{n}" for n in range(400)])
+    runs = [plan.find_runs(source, group) for group in source.row_groups]
+    costly = plan.SHARD_OPERATIONS / 2
+    rules = PairRules(1, "document")
+    assert plan.make_plan(source, runs, costly, rules).queries.max() == 2
+    made = plan.make_plan(source, runs, costly, rules, times=plan.GPU_TIMES)
+    assert made.queries.max() == 400 // plan.SMALL_PLAN > 2
+
+
 def test_a_larger_model_makes_smaller_shards(write):
     source = write([str(row) for row in range(100)])
     runs = [plan.find_runs(source, group) for group in source.row_groups]

@@ -25,7 +25,7 @@ from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
 from rankmill.models import Description, presets, refuse_instructions
 from rankmill.models.folder import describe
-from rankmill.plan import Plan, make_plan
+from rankmill.plan import GPU_TIMES, Plan, make_plan
 from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
 from rankmill.profile import SCORING_VERSION, Profile, with_threads
 from rankmill.progress import Listener, Watch
@@ -115,6 +115,7 @@ def prepare(
         rules,
         config.input.limit,
         tokenizer.fixed_tokens,
+        times=GPU_TIMES if config.compute.device == "cuda" else 1.0,
     )
     committed: dict[int, Marker] = {}
     if stored is not None:

@@ -26,6 +26,9 @@ from rankmill.tokens import PairRules
 # into SMALL_PLAN shards, so that a laptop's cores all have work, but not into shards of seconds.
 SHARD_OPERATIONS = 5e12
 SHARD_OPERATIONS_LEAST = 2.5e11
+# Where the configuration asks for GPUs: each does more than a hundred such workers, in batches that
+# are full and next to unpadded only when drawn from many pairs.
+GPU_TIMES = 100
 SMALL_PLAN = 16
 SHARD_PAIRS = 16_384
 SHARD_BYTES = 64 << 20
@@ -171,13 +174,14 @@ def make_plan(
     rules: PairRules,
     limit: int | None = None,
     fixed_tokens: int = 0,
+    times: float = 1.0,
 ) -> Plan:
     """Cut the input into shards.
 
     runs: one item a row group, in order; no more are taken than `limit` queries need.
     operations_per_token: floating-point operations of the model for a token; with the rules
     (tokens that it sees of a pair) it turns bytes into work. fixed_tokens: of every input, special
-    ones or a prompt's.
+    ones or a prompt's. times: how many slow workers' work one of the run's is to have.
 
     Raises `InputError` when a query's rows lie apart.
     """
@@ -189,7 +193,7 @@ def make_plan(
     total = sum(group.rows for group in groups)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    work = _Work(groups, text_bytes, operations_per_token, rules, fixed_tokens)
+    work = _Work(groups, text_bytes, operations_per_token / times, rules, fixed_tokens)
     borders = np.append(starts, total)
     bounds, queries = _cut(borders, work)
     end = bounds[-1:]
