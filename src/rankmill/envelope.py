@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rankmill.errors import RankmillError
+from rankmill.masking import mask
 
 _SCHEMA = pa.schema(
     [
@@ -54,7 +55,7 @@ class Envelope:
             frames = traceback.extract_tb(error.__traceback__)
             place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
             return Envelope(self.shard, f"{type(error).__name__}{place}")
-        return Envelope(self.shard, str(error))
+        return Envelope(self.shard, mask(str(error)))
 
     def to_block(self) -> pa.Table:
         """A block of one row."""

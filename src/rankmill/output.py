@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
-from rankmill import markers, runs, storage
+from rankmill import integrity, markers, runs, storage
 from rankmill.errors import ConfigError, OutputError
 from rankmill.markers import PRIVATE, Marker
 from rankmill.store import Store
@@ -86,20 +86,14 @@ def refuse_foreign(store: Store, overwrite: bool) -> None:
 def committed(store: Store, fingerprint: str) -> tuple[dict[int, Marker], list[str]]:
     """The shards that need not be computed again, and what is wrong with the others.
 
-    A marker counts when it is of this run and its part has the size that was committed.
+    A marker counts when it is of this run and all its files have the size that was committed.
     """
-    sizes = store.sizes()
-    good: dict[int, Marker] = {}
-    wrong: list[str] = []
-    for shard, marker in markers.read_markers(store).items():
-        found = markers.damage(store, marker, sizes, full=False)
-        if marker.fingerprint != fingerprint:
-            found = f"shard {shard} is of another run"
-        if found is None:
-            good[shard] = marker
-        else:
-            wrong.append(found)
-    return good, wrong
+    found, broken = markers.read_all(store)
+    listed = integrity.sizes(store)
+    problems = {s: integrity.glance(marker, fingerprint, listed) for s, marker in found.items()}
+    good = {shard: marker for shard, marker in found.items() if problems[shard] is None}
+    wrong = [problem for problem in problems.values() if problem is not None]
+    return good, wrong + [f"{name} is not a shard marker" for name in broken]
 
 
 def is_complete(store: Store) -> bool:
@@ -115,8 +109,9 @@ def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
     """
     store.delete([runs.SUCCESS])
     there = set(store.sizes(markers.SHARDS))
-    names = (markers.marker_name(shard) for shard in pending)
-    store.delete([name for name in names if name.rpartition("/")[2] in there])
+    names = {markers.marker_name(shard) for shard in pending}
+    own = {f"{markers.SHARDS}/{name}" for name in there}
+    store.delete(sorted(names & own | {*markers.read_all(store)[1]}))
     store.delete_folder(markers.FAILED)
     # File by file: the last writes of a killed run may still arrive in that folder.
     store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
@@ -135,15 +130,3 @@ def remove_old(store: Store) -> None:
         store.delete_folder(f"{PRIVATE}/{folder}")
     store.delete([name for name in store.sizes() if _PART.fullmatch(name)])
     store.delete([runs.RUN])
-
-
-def describe_damage(store: Store, found: dict[int, Marker], full: bool) -> list[str]:
-    """What is wrong with committed shards, one line each."""
-    sizes = store.sizes()
-    checked = (markers.damage(store, marker, sizes, full) for marker in found.values())
-    return [problem for problem in checked if problem is not None]
-
-
-def stray_parts(store: Store, expected: set[str]) -> list[str]:
-    """Part files that no marker names."""
-    return sorted(n for n in store.sizes() if _PART.fullmatch(n) and n not in expected)
