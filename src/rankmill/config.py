@@ -348,7 +348,7 @@ def _shown(value: object) -> str:
     A URL may carry a secret that was never checked for, a few anchors a list of a billion.
     """
     simple = value is None or isinstance(value, str | int | float)
-    if not simple or (isinstance(value, str) and (len(value) > 60 or "://" in value)):
+    if not simple or (isinstance(value, str) and (len(value) > 24 or "://" in value)):
         return f"a {type(value).__name__}"
     return repr(value)
 

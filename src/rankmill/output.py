@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
-from rankmill import integrity, markers, runs, storage
+from rankmill import integrity, markers, runs, schema, storage
 from rankmill.errors import ConfigError, OutputError
 from rankmill.markers import PRIVATE, Marker
 from rankmill.store import Store
@@ -73,7 +73,7 @@ def refuse_foreign(store: Store, overwrite: bool) -> None:
     overwrite: the parts of a run that is there will be removed, so they are no obstacle.
     """
     has_run = store.read(runs.RUN) is not None
-    visible = [name for name in store.sizes() if not name.startswith(("_", "."))]
+    visible = _visible(store)
     foreign = [name for name in visible if not _PART.fullmatch(name)]
     if foreign or (visible and not (overwrite and has_run)):
         shown = ", ".join(sorted(foreign or visible)[:3])
@@ -81,6 +81,24 @@ def refuse_foreign(store: Store, overwrite: bool) -> None:
             f"The output {store.url} holds files that are not of a run of rankmill: {shown}.",
             "Choose an empty folder.",
         )
+
+
+def refuse_strangers(store: Store, shards: int) -> None:
+    """Raise `OutputError` for what readers would see beside the parts of a run that goes on."""
+    own = {schema.part_name(shard, shards) for shard in range(shards)}
+    foreign = [name for name in _visible(store) if name not in own]
+    if foreign:
+        raise OutputError(
+            f"The output {store.url} holds {', '.join(sorted(foreign)[:3])}, which is not of its "
+            "run; whoever reads the output would read it, too.",
+            "Move it away, and run the same command again.",
+        )
+
+
+def _visible(store: Store) -> list[str]:
+    """Files and folders directly in an output that a reader would not pass over."""
+    names = [*store.sizes(), *(f"{name}/" for name in store.folders())]
+    return [name for name in names if not name.startswith(("_", "."))]
 
 
 def committed(store: Store, fingerprint: str) -> tuple[dict[int, Marker], list[str]]:
