@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -48,7 +48,12 @@ SCAN_ON_DRIVER_ROWS = 2_000_000
 _SCAN_THREADS = 4
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-_LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+# Without `local` Ray would look in /tmp, where anybody may write, for a cluster to join.
+_LOCAL = _QUIET | {
+    "address": "local",
+    "include_dashboard": False,
+    "_node_ip_address": "127.0.0.1",
+}
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)

@@ -31,7 +31,8 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
-        mark, alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        mark, alias = event.start_mark, isinstance(event, yaml.AliasEvent)
         before = self._values
         self._depth += 1
         self._refuse(self._depth > _MAX_DEPTH, f"nested more than {_MAX_DEPTH} deep", mark)
