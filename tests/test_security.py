@@ -305,6 +305,9 @@ def own_cluster(
     (folder / "run.yaml").write_text(f"# {PASSWORD}\n{json.dumps(settings)}")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
     with tempfile.TemporaryDirectory(prefix="rm-", dir="/tmp") as sessions:  # sockets: short
+        # Ray would join the cluster that this file names, and anybody may write to /tmp.
+        Path(sessions, "ray").mkdir()
+        Path(sessions, "ray", "ray_current_cluster").write_text("127.0.0.1:1")
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, folder / "run.yaml", folder / "seen.json"],
             env=kept | ENVIRONMENT | {"HOME": str(home), "RAY_TMPDIR": sessions},

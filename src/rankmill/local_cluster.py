@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-_MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_TOKEN, _TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _made: set[str] = set()
 
@@ -38,10 +38,10 @@ class TokenCache(Protocol):
 def on_loopback(constants: Constants, cache: TokenCache) -> Iterator[None]:
     """Whatever cluster is started meanwhile is reached from this machine alone, with a token.
 
-    The token is this process's own and is never written to a file (Ray would keep one in the
-    user's home, readable for all), unless the environment names one. RAY_AUTH_MODE is honoured.
+    Ray demands a token of whoever comes to a cluster that it starts by itself, unless
+    RAY_AUTH_MODE says otherwise. Here it is this process's own and is never written to a file (Ray
+    would keep one in the user's home, readable for all), unless the environment names one.
     """
-    os.environ.setdefault(_MODE, "token")
     if not (os.environ.get(_TOKEN) or os.environ.get(_TOKEN_FILE)):
         os.environ[_TOKEN] = secrets.token_hex(32)
         _made.add(os.environ[_TOKEN])
