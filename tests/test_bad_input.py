@@ -19,9 +19,10 @@ import pytest
 import bad_files as bad
 from bad_files import PAIRS, PAYLOAD, Make
 from rankmill import cli, markers, plan, rows
-from rankmill.config import load_config
+from rankmill.config import InputConfig, load_config
 from rankmill.errors import RunFailed
 from rankmill.job import RunResult, rerank
+from rankmill.source import open_source
 from rankmill.store import Store
 
 not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root reads whatever its mode")
@@ -459,7 +460,6 @@ def texts(**columns: Any) -> dict[str, Any]:
 
 
 FINE = [None] * 4
-HUGE = 100 << 20
 KINDS = {
     # Rows that cannot be scored
     "null query_id": Kind(
@@ -499,7 +499,7 @@ KINDS = {
         [None, rows.BAD_DOCUMENT, None, None],
     ),
     "huge document": Kind(
-        texts(document=["x", "h" * HUGE, "y", "z"]),
+        texts(document=["x", "h" * (9 << 20), "y", "z"]),
         [None, rows.LONG_DOCUMENT, None, None],
         options={"compression": "zstd", "use_dictionary": False},
     ),
@@ -772,7 +772,18 @@ def test_nested_rows_of_all_kinds_lose_nothing(
         assert found == sorted(fate for fate in wanted if fate is not None)
 
 
-# A hundred thousand candidates
+# Very long, very many
+
+
+def test_a_document_of_a_hundred_megabytes_is_one_bad_row(tmp_path):
+    table = texts(document=["x", "h" * (100 << 20), "y", "z"])
+    path = bad.write(tmp_path / "a.parquet", table, compression="zstd", use_dictionary=False)
+    source = open_source(InputConfig(path=str(path)))
+    (read,) = source.batches(source.row_groups[0])
+    limit = InputConfig(path=str(path)).max_text_bytes
+    checked = rows.check(read, source.columns, source.has_query_id, limit)
+    assert checked.reason.to_pylist() == [None, rows.LONG_DOCUMENT, None, None]
+    assert checked.document_text.to_pylist() == ["x", None, "y", "z"]
 
 
 def test_a_hundred_thousand_candidates_of_one_query_are_one_shard(plan_of):

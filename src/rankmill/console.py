@@ -39,22 +39,11 @@ log = logging.getLogger("rankmill")
 
 
 def set_up_logging() -> None:
-    """Send rankmill's own messages to stderr, without credentials."""
-    log.handlers = [masking_handler()]
+    """Send rankmill's own messages to stderr."""
+    handler = RichHandler(console=errors, show_path=False, show_level=False, show_time=False)
+    log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
-
-
-def masking_handler() -> logging.Handler:
-    """A handler that writes to stderr, without credentials."""
-    handler = RichHandler(console=errors, show_path=False, show_level=False, show_time=False)
-    handler.addFilter(_masked)
-    return handler
-
-
-def _masked(record: logging.LogRecord) -> bool:
-    record.msg, record.args = mask(record.getMessage()), None
-    return True
 
 
 def show_traceback(

@@ -6,6 +6,7 @@ what a server answered into their errors, and any of these may hold what lets a 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
@@ -54,6 +55,12 @@ def mask(text: str) -> str:
     for pattern in _PATTERNS:
         text = pattern.sub(_masked, text)
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def mask_record(record: logging.LogRecord) -> bool:
+    """A filter of a logger: what it hands on is masked, whatever handler there is."""
+    record.msg, record.args = mask(record.getMessage()), None
+    return True
 
 
 def _masked(found: re.Match[str]) -> str:
