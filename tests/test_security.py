@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import make_pairs
-from rankmill import console, storage
+from rankmill import console, local_cluster, storage
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError, ModelError
 from rankmill.masking import MASK, mask
@@ -234,6 +234,48 @@ def command(
     log.handlers, log.propagate = before[:2]
     log.setLevel(before[2])
     sys.excepthook = hook
+
+
+# A local cluster's token
+
+
+class Ray:
+    """What `local_cluster` is handed of Ray."""
+
+    def __init__(self) -> None:
+        self.ENABLE_RAY_CLUSTER = True
+        self.resets = 0
+
+    def reset_cache(self) -> None:
+        self.resets += 1
+
+
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_the_token_of_this_process_is_not_shown_to_another_cluster(no_token):
+    ray = Ray()
+    with local_cluster.on_loopback(ray, ray):
+        assert not ray.ENABLE_RAY_CLUSTER
+    assert ray.ENABLE_RAY_CLUSTER
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    local_cluster.forget_token(ray)
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert ray.resets == 2
+
+
+def test_a_token_of_the_users_is_kept(no_token, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", HUB_TOKEN)
+    ray = Ray()
+    with local_cluster.on_loopback(ray, ray):
+        pass
+    local_cluster.forget_token(ray)
+    assert os.environ["RAY_AUTH_TOKEN"] == HUB_TOKEN
+    assert ray.resets == 0
 
 
 # A whole run on a cluster of its own

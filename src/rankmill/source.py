@@ -96,7 +96,8 @@ class Source:
                     for batch in parquet.iter_batches(rows, [group.index], columns=stored):
                         yield self._unified(pa.table(batch), names, fixed)
                 except (pa.ArrowException, OSError) as error:
-                    broken = _broken_columns(parquet, group.index, stored)
+                    # A store that fails would fail for every column, after its time-outs.
+                    broken = [] if remote else _broken_columns(parquet, group.index, stored)
                     where = f"column {', '.join(broken)}: " if broken else ""
                     raise OSError(f"{where}{error}") from error
         except (pa.ArrowException, OSError) as error:

@@ -9,6 +9,7 @@ from rankmill.errors import InputError
 from rankmill.integrity import Expected
 from rankmill.lease import holder
 from rankmill.markers import Counters
+from rankmill.masking import mask
 from rankmill.storage import absolute, reaching
 from rankmill.store import Store
 
@@ -66,6 +67,7 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
             counters=markers.add(marker.counters for marker in own.values()),
             scoring_seconds=sum(marker.seconds for marker in own.values()),
             degraded=tuple(sorted(s for s, marker in own.items() if marker.degraded)),
-            failed=markers.read_failures(store),
-            damaged=tuple(damaged),
+            # Names and notes are whatever somebody has put there.
+            failed={shard: mask(why) for shard, why in markers.read_failures(store).items()},
+            damaged=tuple(map(mask, damaged)),
         )
