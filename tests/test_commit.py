@@ -22,13 +22,14 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from rankmill import markers, output, plan, rows, schema, tokens
+from rankmill import integrity, markers, output, plan, rows, schema, tokens
 from rankmill.commit import CommitSettings, commit_shard, finish_shard
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import OutputError
-from rankmill.markers import Counters, Marker, WrittenFile
-from rankmill.read import ORIGIN_ROW, ShardPieces, read_shards
+from rankmill.markers import Counters, WrittenFile
+from rankmill.read import ShardPieces, read_shards
+from rankmill.schema import ORIGIN_ROW
 from rankmill.source import open_source
 from rankmill.store import Store
 from rankmill.tokens import PairRules
@@ -460,48 +461,6 @@ def test_markers_of_shards_that_will_be_computed_are_removed_first(tmp_path):
     assert list(markers.read_markers(settings.store)) == [0]
 
 
-@pytest.fixture
-def committed(tmp_path: Path) -> tuple[Store, Marker]:
-    settings = commit_settings(tmp_path)
-    commit_shard(scored(TWO_LISTS, SCORES), settings)
-    return settings.store, markers.read_markers(settings.store)[0]
-
-
-def damage(store: Store, marker: Marker, full: bool) -> str | None:
-    return markers.damage(store, marker, store.sizes(), full)
-
-
-def test_an_undamaged_shard_has_no_damage(committed):
-    assert damage(*committed, full=False) is None
-    assert damage(*committed, full=True) is None
-
-
-def test_a_part_that_was_cut_short_or_removed_is_found_by_its_size(committed):
-    store, marker = committed
-    part = Path(store.url, marker.part.name)
-    os.truncate(part, 10)
-    assert damage(store, marker, full=False) == (
-        f"part-00000.parquet has 10 bytes, its marker says {marker.part.size}"
-    )
-    part.unlink()
-    assert "part-00000.parquet has None bytes" in damage(store, marker, full=False)
-    assert damage(store, marker, full=True) == "part-00000.parquet is missing"
-
-
-def test_a_flipped_byte_in_any_file_is_found_by_its_checksum(committed):
-    store, marker = committed
-    assert len(marker.files) == 3
-    for file in marker.files:
-        path = Path(store.url, file.name)
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-        assert damage(store, marker, full=False) is None
-        assert damage(store, marker, full=True) == (
-            f"{file.name} is not what was committed (checksum)"
-        )
-        path.write_bytes(whole)
-
-
 def test_a_written_file_is_described_by_its_content():
     content = b"any bytes"
     described = WrittenFile.of("part-00000.parquet", content, rows=2)
@@ -542,9 +501,9 @@ def test_a_process_killed_while_committing_leaves_whole_files_or_none(tmp_path):
 
     found = markers.read_markers(settings.store)
     assert found
-    sizes = settings.store.sizes()
+    listed = integrity.sizes(settings.store)
     for shard, marker in found.items():
-        assert markers.damage(settings.store, marker, sizes, full=True) is None
+        assert integrity.glance(marker, settings.fingerprint, listed) is None
         assert marker == finish_shard(replace(envelope, shard=shard), settings).marker
     visible = list(output.rglob("*.parquet"))
     assert len(found) <= len(visible) <= len(found) + 1

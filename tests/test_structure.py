@@ -17,7 +17,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # From the bottom up. A module imports only from rows above its own; a package is one unit.
 LAYERS = [
-    ["errors"],
+    ["masking"],
+    ["errors", "settings_yaml"],
     ["schema"],
     ["config", "storage"],
     ["store"],
@@ -31,7 +32,7 @@ LAYERS = [
     ["own_pairs"],
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
-    ["attempts", "lease", "models", "plan", "pool"],
+    ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
     ["backend", "flight", "runs", "sample", "watchdog"],
     ["scorer", "scoring_process"],
     ["isolation", "output", "stages"],

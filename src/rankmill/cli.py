@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from rankmill import console, job
-from rankmill.config import RunConfig, Setting, load_config, parse_override
+from rankmill.config import RunConfig, Setting, has_credentials, load_config, parse_override
 from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate import METRICS, evaluate
 from rankmill.export_command import export_command
@@ -297,11 +297,25 @@ def _write_frame(frame: Any, path: Path) -> None:  # noqa: ANN401 - a pandas fra
 
 def main() -> None:
     """The `rankmill` command."""
+    sys.excepthook = console.show_traceback
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        _refuse_credentials(arguments)
         app(arguments)
     except RankmillError as error:
         if "--debug" in sys.argv:
-            raise
-        console.show_error(error)
+            console.show_traceback(type(error), error, error.__traceback__)
+        else:
+            console.show_error(error)
         sys.exit(error.exit_code)
+
+
+def _refuse_credentials(arguments: list[str]) -> None:
+    """Raise `ConfigError` before anything repeats them: usage errors would, and so does Ray."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if has_credentials(argument) or has_credentials(value):
+            shown = name if name.startswith("-") and "://" not in name else "An argument"
+            raise ConfigError(
+                f"{shown} carries credentials.", "Leave them to the environment or an AWS profile."
+            )

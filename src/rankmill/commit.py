@@ -23,8 +23,8 @@ from ray.data.datasource import Datasink
 
 from rankmill import markers, rank, rows, schema, stages
 from rankmill.envelope import Envelope
-from rankmill.markers import PRIVATE, Counters, Marker, WrittenFile
-from rankmill.read import ORIGIN_ROW
+from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, WrittenFile
+from rankmill.schema import ORIGIN_ROW
 from rankmill.store import Store
 
 if TYPE_CHECKING:
@@ -130,14 +130,14 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     files = [
         (schema.part_name(envelope.shard, settings.shards), part.num_rows, _parquet(part)),
         (
-            f"{PRIVATE}/scores/{number}.arrow",
+            f"{SCORES}/{number}.arrow",
             int(finite.sum()),
             _arrow(_score_table(envelope.pairs, by_pair, finite)),
         ),
     ]
     if len(bad):
         quarantined = _quarantine(envelope.rows, bad, reason[bad])
-        files.append((f"{PRIVATE}/quarantine/{number}.arrow", len(bad), _arrow(quarantined)))
+        files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
 
     scored_rows = int(np.sum(pair[kept] >= 0))
     pairs_scored = len(np.unique(pair[kept][pair[kept] >= 0]))

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,17 +23,16 @@ from pydantic import (
     model_validator,
 )
 
+from rankmill import settings_yaml
 from rankmill.errors import ConfigError
 
 CONTRACT_VERSION = 1
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as in version 1.2."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+# Parameters of a URL that let in whoever has it.
+_SIGNED = re.compile(
+    r"[?&#;][^=&]*(signature|token|secret|sig|credential|passw(or)?d|api-?_?key|accesskey(id)?)=",
+    re.IGNORECASE,
 )
 
 S = TypeVar("S", bound=BaseModel)
@@ -210,8 +208,11 @@ class RunConfig(_Section):
             *paths,
             ("output.path", self.output.path),
             ("model.name", self.model.name),
+            ("compute.address", self.compute.address or ""),
         ]:
-            if _has_credentials(path):
+            if "\0" in path:
+                raise ValueError(f"{setting} holds a null character")
+            if has_credentials(path):
                 raise ValueError(
                     f"{setting} carries credentials; "
                     "leave them to the environment or an AWS profile"
@@ -237,13 +238,13 @@ class RunConfig(_Section):
         }
 
 
-def _has_credentials(path: str) -> bool:
-    """Whether a URL names a user, or something after a colon that is not a port."""
+def has_credentials(path: str) -> bool:
+    """Whether a URL names a user, something after a colon that is not a port, or a signature."""
     host = re.split(r"[/?#]", path.partition("://")[2], maxsplit=1)[0]
     _, colon, port = host.partition(":")
     arn = host.startswith("arn:")  # an S3 access point
     user = "@" in host and not path.startswith(("abfs://", "abfss://", "az://"))  # container@host
-    signed = re.search(r"[?&]([^=&]*(signature|token|secret|sig))=", path, re.IGNORECASE)
+    signed = _SIGNED.search(path)
     return user or signed is not None or bool(colon and not port.isdigit() and not arn)
 
 
@@ -279,41 +280,39 @@ def parse_override(text: str) -> tuple[str, Setting]:
     """
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(
-            f"--set expects a.b=value, found {text!r}.", "For example: --set output.top_k=20"
-        )
+        # Without the text: what should be a value may be anything.
+        raise ConfigError("--set expects a.b=value.", "For example: --set output.top_k=20")
     try:
-        return key.strip(), yaml.load(raw, _Yaml)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise ConfigError(
-            f"The value of --set {key} is not valid YAML{_yaml_problem(error)}."
-        ) from None
+        return key.strip(), settings_yaml.parse(raw)
+    except ValueError as error:
+        raise ConfigError(f"The value of --set {key} is not valid YAML: {error}.") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
+        with path.open("rb") as file:
+            content = file.read(settings_yaml.MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"There is no configuration file {path}.", "Give the path of a YAML file."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no name of a file
         raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise ConfigError(f"{path} is not valid YAML{_yaml_problem(error)}.") from None
+    if len(content) > settings_yaml.MAX_BYTES:
+        raise ConfigError(
+            f"{path} is longer than {settings_yaml.MAX_BYTES:,} bytes.",
+            "Give the path of a YAML file.",
+        )
+    try:
+        values = settings_yaml.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}.")
     return values
-
-
-def _yaml_problem(error: Exception) -> str:
-    """What is wrong and where, without the line itself: it may hold anything."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f": {error.problem}, line {mark.line + 1}, column {mark.column + 1}"
-    return "" if isinstance(error, yaml.YAMLError) else f": {error}"
 
 
 def _put(values: dict[str, Any], dotted: str, value: Setting) -> None:
@@ -350,12 +349,20 @@ def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple
         elif finding["type"] == "value_error":
             lines.append(f"{place or 'The configuration'}{where}: {finding['ctx']['error']}.")
         else:
-            shown = repr(finding["input"])
-            # A URL may carry a secret that was never checked for.
-            brief = len(shown) <= 60 and "://" not in shown
-            found = shown if brief else f"a {type(finding['input']).__name__}"
+            found = _shown(finding["input"])
             lines.append(f"{place}{where}: {finding['msg']}, found {found}.")
     return "\n".join(dict.fromkeys(lines)), remedy
+
+
+def _shown(value: object) -> str:
+    """A short value as it was given, else its kind.
+
+    A URL may carry a secret that was never checked for, a few anchors a list of a billion.
+    """
+    simple = value is None or isinstance(value, str | int | float)
+    if not simple or (isinstance(value, str) and (len(value) > 24 or "://" in value)):
+        return f"a {type(value).__name__}"
+    return repr(value)
 
 
 def _place(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:

@@ -7,8 +7,10 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -23,6 +25,7 @@ from rankmill.errors import RankmillError
 from rankmill.evaluate import Evaluation
 from rankmill.export import ExportResult
 from rankmill.job import Prepared
+from rankmill.masking import mask
 from rankmill.models import presets
 from rankmill.models.presets import Preset
 from rankmill.progress import Listener, Progress, duration
@@ -43,6 +46,14 @@ def set_up_logging() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A traceback on stderr without credentials; takes the place of `sys.excepthook`."""
+    shown = "".join(traceback.format_exception(kind, error, trace))
+    print("\n".join(map(mask, shown.split("\n"))), end="", file=sys.stderr)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from rankmill.errors import RankmillError, kind_and_place
+from rankmill.masking import mask
 
 _SCHEMA = pa.schema(
     [
@@ -56,7 +57,7 @@ class Envelope:
         """
         if isinstance(error, BaseException) and not isinstance(error, RankmillError):
             return Envelope(self.shard, kind_and_place(error))
-        return Envelope(self.shard, str(error))
+        return Envelope(self.shard, mask(str(error)))
 
     def to_block(self) -> pa.Table:
         """A block of one row. Tables that were read from one and are the same go as they came."""

@@ -123,6 +123,8 @@ def prepare(
         committed, wrong = output.committed(store, stored["fingerprint"])
         for problem in wrong:
             log.warning("Computed again: %s", problem)
+        if len(committed) < len(whole):
+            output.refuse_strangers(store, len(whole))
     return Prepared(config, source, found, tokenizer.template, whole, store, stored, committed)
 
 

@@ -12,8 +12,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -21,11 +19,13 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, plan, profile, worker
+from rankmill import backend, local_cluster, plan, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
@@ -49,9 +49,12 @@ SCAN_ON_DRIVER_ROWS = 2_000_000
 _SCAN_THREADS = 4
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-# Only this machine may reach a local cluster.
-_LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+# Without `local` Ray would look in /tmp, where anybody may write, for a cluster to join.
+_LOCAL = _QUIET | {
+    "address": "local",
+    "include_dashboard": False,
+    "_node_ip_address": "127.0.0.1",
+}
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
@@ -86,37 +89,16 @@ def connect(config: ComputeConfig) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address and address != "local":
+            local_cluster.forget_token(AuthenticationTokenLoader.instance())
             ray.init(**_QUIET, address=address)
         else:
-            _start_local()
+            with local_cluster.on_loopback(ray_constants, AuthenticationTokenLoader.instance()):
+                ray.init(**_LOCAL)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
             "Check compute.address and RAY_ADDRESS; with neither, a local cluster is started.",
         ) from error
-
-
-def _start_local() -> None:
-    # Ray's C++ core prints harmless errors of Ray Data's own making (ray-project/ray#53727) to
-    # the driver's stderr, and a line about the variable that stops it. It is read once, here.
-    if _LOG_LEVEL in os.environ:
-        ray.init(**_LOCAL)
-        return
-    os.environ[_LOG_LEVEL] = "fatal"
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            ray.init(**_LOCAL)
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            del os.environ[_LOG_LEVEL]
 
 
 def is_foreign_cluster(config: ComputeConfig) -> bool:

@@ -21,10 +21,8 @@ from rankmill import rows, storage
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.plan import Piece, Plan, Shard
+from rankmill.schema import ORIGIN_ROW
 from rankmill.source import Source
-
-# The table row of each pair row, counted from the shard's first; int64.
-ORIGIN_ROW = "__rankmill_row"
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ def stored_run(store: Store) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(content)
         Profile.from_json(values["profile"])
+        int(values["plan"]["shards"]), int(values["plan"]["pairs"])
+        str(values["fingerprint"]), str(values["config"]["output"]["column_prefix"])
     except (ValueError, KeyError, TypeError):
         raise OutputError(
             f"{store.url}/{RUN} is damaged or was written by another version.",

@@ -129,6 +129,17 @@ class Store:
         return {posixpath.basename(info["name"]): int(info["size"]) for info in files}
 
     @os_errors()
+    def folders(self) -> list[str]:
+        """The names of the folders directly in it."""
+        fs, path = self._at("")
+        try:
+            infos = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        there = (info["name"].rstrip("/") for info in infos if info["type"] == "directory")
+        return sorted(posixpath.basename(name) for name in there)
+
+    @os_errors()
     def delete(self, names: Sequence[str]) -> None:
         """Remove files; those that are not there are no error."""
         fs, _ = self._at("")
