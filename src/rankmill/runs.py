@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -96,6 +97,8 @@ def make_run(
     """Put together what run.json holds."""
     identity = identity_without_profile(config, source, model) | {"profile": profile.identity()}
     recorded = {
+        # Tells this start from one with the same fingerprint, after --overwrite.
+        "start": uuid.uuid4().hex,
         "config": config.model_dump(mode="json"),
         "model": model.to_json(),
         "profile": profile.to_json(),
