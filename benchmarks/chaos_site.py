@@ -167,8 +167,10 @@ class Site:
             if entry.name.isdecimal():
                 with suppress(OSError, IndexError):
                     stat = (entry / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()
-                    if int(stat[1]) in raylets and stat[0] not in "ZX":
-                        found[int(entry.name)] = (entry / "cmdline").read_bytes()
+                    title = (entry / "cmdline").read_bytes()
+                    # The raylet's agents are its children, too; without them it ends itself.
+                    if int(stat[1]) in raylets and stat[0] not in "ZX" and b"ray::" in title:
+                        found[int(entry.name)] = title
         return found
 
 

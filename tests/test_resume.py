@@ -23,7 +23,7 @@ import pytest
 from conftest import make_pairs
 from rankmill import job, markers, plan
 from rankmill.config import InputConfig, RunConfig, load_config
-from rankmill.errors import OutputError, RunFailed
+from rankmill.errors import OutputError, RunFailed, StartError
 from rankmill.job import RunResult
 from rankmill.progress import Listener, Progress
 from rankmill.read import ShardPieces, read_shards
@@ -395,8 +395,32 @@ def test_another_setting_under_a_half_finished_output_is_refused(
 def test_another_model_under_a_half_finished_output_is_refused(
     candidates, half_finished, tiny_model
 ):
-    with pytest.raises(OutputError, match=r'model: "[0-9a-f]{64}" -> "[0-9a-f]{64}"'):
+    with pytest.raises(OutputError, match=r'model: "[0-9a-f]{64}" -> "[0-9a-f]{64}"') as refused:
         run(candidates, half_finished, tiny_model("modernbert"))
+    names = (tiny_model(kind) for kind in ("bert", "modernbert"))
+    assert 'model.name: "{}" -> "{}"'.format(*names) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({"instructions": "another"}, "started on processors with another; these have "),
+        ({"scoring_version": 0}, "begun with version 0 of the scoring code; this one is "),
+    ],
+)
+def test_another_profile_under_a_half_finished_output_is_refused(
+    candidates, half_finished, tiny_model, changed, shown
+):
+    record = half_finished / "_rankmill/run.json"
+    stored = json.loads(record.read_bytes())
+    stored["profile"] |= changed
+    record.write_text(json.dumps(stored))
+    with pytest.raises(StartError, match=shown) as refused:
+        run(candidates, half_finished, tiny_model("bert"))
+    assert refused.value.exit_code == 2
+    assert "--overwrite" in str(refused.value)
+    assert str(half_finished) in str(refused.value)
+    assert len(parts(half_finished)) == SHARDS - 2
 
 
 def test_another_input_under_a_half_finished_output_is_refused(

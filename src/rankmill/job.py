@@ -98,7 +98,9 @@ def prepare(
     found = describe(config.model, config.storage.profile) if model is None else model
     refuse_instructions(found, config.input.columns.instruction)
     if stored is not None:
-        runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
+        identity = runs.identity_without_profile(config, source, found)
+        names = (str(stored["model"]["name"]), str(found.to_json()["name"]))
+        runs.refuse_other(store, stored, identity, names=names)
     rules = _rules(config, found)
     if rules.max_length < config.model.max_length:
         length = rules.max_length
@@ -256,8 +258,9 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
         hardware = pipeline.probe(device, compute.gpus_per_worker)
         if hardware.instructions != profile.instructions:
             raise ConfigError(
-                f"The run was started on processors with {profile.instructions}; these have "
-                f"{hardware.instructions}, and would not give the same bytes.",
+                f"The run in {ready.store.url} was started on processors with "
+                f"{profile.instructions}; these have {hardware.instructions}, and would not give "
+                "the same bytes.",
                 "Resume on the same kind of machine, or start again with --overwrite.",
             )
         cores = min(hardware.cores, cores_a_worker(compute, found))
