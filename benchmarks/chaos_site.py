@@ -26,6 +26,13 @@ from fault_proxy import FaultProxy
 
 QUERIES, CANDIDATES = 64, 10
 CPUS = 2
+# A dead node is noticed after about five seconds; Ray's own settings give it half a minute.
+_HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
 
 
 def make_table() -> pa.Table:
@@ -145,6 +152,8 @@ class Site:
             "num_cpus": CPUS,
             "include_dashboard": False,
             "object_store_memory": 150_000_000,
+            "node_ip_address": "127.0.0.1",
+            "_system_config": _HEALTH,
         }
         self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
 
@@ -155,7 +164,9 @@ class Site:
 
     def add_node(self) -> Node:
         """A second node of two CPUs."""
-        node: Node = self.cluster.add_node(num_cpus=CPUS, object_store_memory=100_000_000)
+        node: Node = self.cluster.add_node(
+            num_cpus=CPUS, object_store_memory=100_000_000, node_ip_address="127.0.0.1"
+        )
         return node
 
     def workers(self) -> dict[int, bytes]:
@@ -169,7 +180,8 @@ class Site:
                     stat = (entry / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()
                     title = (entry / "cmdline").read_bytes()
                     # The raylet's agents are its children, too; without them it ends itself.
-                    if int(stat[1]) in raylets and stat[0] not in "ZX" and b"ray::" in title:
+                    is_worker = b"ray::" in title and b"Agent" not in title
+                    if int(stat[1]) in raylets and stat[0] not in "ZX" and is_worker:
                         found[int(entry.name)] = title
         return found
 
@@ -270,7 +282,7 @@ class Case:
     def watch_recovery(self) -> None:
         """Measure the seconds from now to the next commit, or to the end."""
         started, before = time.monotonic(), self.committed()
-        self.wait(lambda: self.committed() > before, 0.1 if self.is_remote else 0.01)
+        self.wait(lambda: self.committed() > before, 0.3 if self.is_remote else 0.01)
         self.recovery.append(time.monotonic() - started)
 
     def contents(self) -> dict[str, bytes]:

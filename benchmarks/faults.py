@@ -214,7 +214,8 @@ def store_fails(fault: str) -> Fault:
         before = proxy.injected
         proxy.inject(fault, 0.15, 600)
         case.start()
-        case.wait(lambda: case.committed() > chance.randint(0, 3), 0.1)
+        wanted = chance.randint(1, case.shards // 2)
+        case.wait(lambda: case.committed() >= wanted, 0.3)
         if case.number % 2:
             proxy.inject(fault, 1.0, 4)
         case.end()

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import make_pairs
-from rankmill import job, markers, plan
+from rankmill import job, markers, plan, runs
 from rankmill.config import InputConfig, RunConfig, load_config
-from rankmill.errors import OutputError, RunFailed, StartError
+from rankmill.errors import OutputBusy, OutputError, RunFailed, StartError
 from rankmill.job import RunResult
 from rankmill.progress import Listener, Progress
 from rankmill.read import ShardPieces, read_shards
@@ -267,6 +267,26 @@ def scoring_processes() -> Iterator[int]:
     for pid, _ in below(os.getpid()):
         if b"ScoreBlocks" in Path(f"/proc/{pid}/cmdline").read_bytes():
             yield pid
+
+
+def test_a_run_whose_output_has_become_another_runs_writes_no_more(
+    candidates, undisturbed, tiny_model, ray_cluster, tmp_path
+):
+    output = tmp_path / "output"
+    seen: list[dict[str, bytes]] = []
+
+    def take_over(progress: Progress) -> None:
+        if progress.shards_done and not seen:
+            store = Store(str(output))
+            with store.locked():
+                store.write(runs.RUN, b"{}")
+                seen.append(parts(output))
+
+    with pytest.raises(OutputBusy, match="Another run has taken over") as refused:
+        run(candidates, output, tiny_model("bert"), listener=take_over)
+    assert refused.value.exit_code == 4
+    assert parts(output) == seen[0]
+    assert not (output / "_SUCCESS").exists()
 
 
 # Resuming
