@@ -56,11 +56,12 @@ class Site:
 
     def __init__(self, seed: int, with_store: bool) -> None:
         self._stack, self._seed, self._with_store = ExitStack(), seed, with_store
-        self.root = Path(tempfile.mkdtemp(prefix="rankmill-chaos-"))
+        self.root = Path(tempfile.mkdtemp(prefix="rm-chaos-"))
         self.input = self.root / "input"
         self.disk: Path | None = None
         self.proxy: FaultProxy | None = None
         self.bucket: Any = None
+        self.drivers: list[subprocess.Popen[bytes]] = []
         self.cluster: Any = None
 
     def __enter__(self) -> Site:
@@ -90,11 +91,17 @@ class Site:
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, [here, os.environ.get("PYTHONPATH")])
         )
-        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ |= {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Or whoever starts Ray on this machine meanwhile finds this cluster and joins it.
+            "RAY_TMPDIR": str(self.root),
+        }
         if self._with_store:
             self._start_store()
         self._mount_disk()
         self._stack.callback(self._stop_cluster)
+        self._stack.callback(self._stop_drivers)
         self.start_cluster()
 
     def _start_store(self) -> None:
@@ -152,7 +159,6 @@ class Site:
             "num_cpus": CPUS,
             "include_dashboard": False,
             "object_store_memory": 150_000_000,
-            "node_ip_address": "127.0.0.1",
             "_system_config": _HEALTH,
         }
         self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
@@ -162,11 +168,14 @@ class Site:
             self.cluster.shutdown()
             self.cluster = None
 
+    def _stop_drivers(self) -> None:
+        for driver in self.drivers:
+            driver.kill()
+            driver.wait()
+
     def add_node(self) -> Node:
         """A second node of two CPUs."""
-        node: Node = self.cluster.add_node(
-            num_cpus=CPUS, object_store_memory=100_000_000, node_ip_address="127.0.0.1"
-        )
+        node: Node = self.cluster.add_node(num_cpus=CPUS, object_store_memory=100_000_000)
         return node
 
     def workers(self) -> dict[int, bytes]:
@@ -226,6 +235,7 @@ class Case:
                 stderr=log,
                 start_new_session=True,
             )
+        self.site.drivers.append(self.driver)
 
     def logs(self) -> str:
         """All that was printed."""
