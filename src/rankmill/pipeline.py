@@ -49,13 +49,9 @@ _SCAN_THREADS = 4
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-# Only this machine may reach a local cluster.
-_LOCAL = _QUIET | {
-    # Without it Ray joins whatever cluster was started last on this machine.
-    "address": "local",
-    "include_dashboard": False,
-    "_node_ip_address": "127.0.0.1",
-}
+# Not the cluster that was started last on this machine; and only this machine may reach it.
+_HERE = {"address": "local", "_node_ip_address": "127.0.0.1"}
+_LOCAL = _QUIET | _HERE | {"include_dashboard": False}
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
