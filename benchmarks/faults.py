@@ -91,14 +91,26 @@ def scorer_killed(case: Case, chance: random.Random) -> None:
     """SIGKILL of a scoring actor in a batch, twice."""
     case.start()
     for _ in range(2):
-        wanted = chance.randint(1, case.shards // 2) + case.committed()
-        case.wait(lambda wanted=wanted: case.committed() >= wanted)  # type: ignore[misc]
-        pids, _ = read_journal(case.folder)
-        if case.is_running and pids:
+        _wait_for_commits(case, chance.randint(1, case.shards // 2))
+        pid = _next_to_score(case)
+        if pid is not None:
             case.faults += 1
-            send(pids[-1:], signal.SIGKILL)
+            send([pid], signal.SIGKILL)
             case.watch_recovery()
     case.end()
+
+
+def _wait_for_commits(case: Case, more: int) -> None:
+    wanted = case.committed() + more
+    case.wait(lambda: case.committed() >= wanted)
+
+
+def _next_to_score(case: Case) -> int | None:
+    """The process that begins the next batch."""
+    before = len(read_journal(case.folder)[0])
+    case.wait(lambda: len(read_journal(case.folder)[0]) > before, 0)
+    pids = read_journal(case.folder)[0]
+    return pids[-1] if case.is_running and len(pids) > before else None
 
 
 def reader_killed(case: Case, chance: random.Random) -> None:
