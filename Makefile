@@ -1,13 +1,15 @@
 # make demo   a real reranking job on this machine, in about a minute
 # make test   the tests
-# Both set everything up first, in .venv, under constraints.txt.
+# make chaos  faults of every kind, and whether every row is there once; about a quarter of an hour
+# make soak   does anything grow in an hour (MINUTES=5: in five minutes)
+# All set everything up first, in .venv, under constraints.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench chaos soak clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +40,15 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/ceiling.py
+
+ROUNDS ?= 10
+SEED ?= 7
+chaos: $(READY)
+	$(BIN)/python benchmarks/chaos.py --rounds $(ROUNDS) --seed $(SEED)
+
+MINUTES ?= 60
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

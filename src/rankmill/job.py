@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rankmill import markers, output, pipeline, runs, schema, storage
@@ -102,7 +102,9 @@ def prepare(
     found = describe(config.model, config.storage.profile) if model is None else model
     refuse_instructions(found, config.input.columns.instruction)
     if stored is not None:
-        runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
+        identity = runs.identity_without_profile(config, source, found)
+        names = (str(stored["model"]["name"]), str(found.to_json()["name"]))
+        runs.refuse_other(store, stored, identity, names=names)
     rules = _rules(config, found)
     length = rules.max_length
     if length < config.model.max_length:
@@ -156,11 +158,13 @@ def rerank(
         stack.enter_context(pipeline.connected(ready.config.compute))
         profile, pool = _resolve(ready)
         run = runs.make_run(ready.config, ready.source, ready.model, ready.plan, profile)
-        with storage.reaching(ready.store.url):
+        with storage.reaching(ready.store.url), ready.store.locked():
+            lease.refuse_lost()
             if overwrite:
                 output.remove_old(ready.store)
             record = run.to_bytes() if ready.stored is None else None
             output.begin(ready.store, record, ready.pending)
+            ready = replace(ready, store=output.fenced(ready.store))
         log.info("%s", _resolved_line(ready, profile, pool))
         _prepare_nodes(ready, profile)
         watch = stack.enter_context(
@@ -189,12 +193,8 @@ def rerank(
                 raise
         except StartError as error:  # too late to be one: shards may be committed
             raise RunFailed(error.message, error.remedy) from error
-        if lease.lost:
-            raise OutputBusy(
-                f"Another run took over {ready.store.url}; this one stopped.",
-                "What is committed stays.",
-            )
         try:
+            lease.refuse_lost()
             watch.finish()
             # What counts is what lies in the output now, whatever was seen on the way.
             done, _ = output.committed(ready.store, run.fingerprint)
@@ -267,8 +267,9 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
         hardware = pipeline.probe(device, compute.gpus_per_worker)
         if hardware.instructions != profile.instructions:
             raise ConfigError(
-                f"The run was started on processors with {profile.instructions}; these have "
-                f"{hardware.instructions}, and would not give the same bytes.",
+                f"The run in {ready.store.url} was started on processors with "
+                f"{profile.instructions}; these have {hardware.instructions}, and would not give "
+                "the same bytes.",
                 "Resume on the same kind of machine, or start again with --overwrite.",
             )
         cores = min(hardware.cores, cores_a_worker(compute, found))
@@ -368,6 +369,7 @@ def _finish(
         **{key: run.recorded[key] for key in ("model", "profile", "versions")},
         "files": [done[index].part.name for index in sorted(done)],
     }
+    output.remove_scraps(ready.store)
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
     ready.store.write(runs.SUCCESS, b"")

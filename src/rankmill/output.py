@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
 from rankmill import integrity, markers, runs, schema, storage
 from rankmill.attempts import ATTEMPTS
 from rankmill.errors import ConfigError, OutputError
 from rankmill.markers import PRIVATE, Marker
-from rankmill.store import Store
+from rankmill.store import Fence, Store
 
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
@@ -133,10 +135,21 @@ def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
     store.delete(sorted(names & own | {*markers.read_all(store)[1]}))
     store.delete_folder(markers.FAILED)
     store.delete_folder(ATTEMPTS)
-    # File by file: the last writes of a killed run may still arrive in that folder.
-    store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
+    remove_scraps(store)
     if record is not None:
         store.write(runs.RUN, record)
+
+
+def remove_scraps(store: Store) -> None:
+    """Remove what killed writers have left half-written."""
+    # File by file: the last writes of a killed run may still arrive in that folder.
+    store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
+
+
+def fenced(store: Store) -> Store:
+    """The same output, to be written to only as long as it is this run's."""
+    record = store.read(runs.RUN) or b""
+    return replace(store, fence=Fence(runs.RUN, hashlib.sha256(record).hexdigest()))
 
 
 def remove_old(store: Store) -> None:
