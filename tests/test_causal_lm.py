@@ -24,7 +24,8 @@ from rankmill import Scorer, load_config
 from rankmill.config import ModelConfig
 from rankmill.errors import ConfigError, ModelError, OutputError
 from rankmill.models.architectures import ARCHITECTURES
-from rankmill.models.folder import CausalModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import CausalModel
 from rankmill.profile import Profile
 from rankmill.tokens import PairRules
 

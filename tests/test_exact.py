@@ -18,7 +18,8 @@ import torch
 import tiny_models
 from rankmill.config import ModelConfig
 from rankmill.models import ScorerModel
-from rankmill.models.folder import FolderModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import FolderModel
 from rankmill.profile import Profile
 from rankmill.scorer import score_pairs
 from rankmill.tokenizer import PairTokenizer

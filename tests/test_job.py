@@ -17,7 +17,8 @@ from conftest import make_pairs
 from rankmill import Scorer, markers, plan
 from rankmill.config import load_config
 from rankmill.errors import ConfigError, InputError, OutputError, RunFailed
-from rankmill.job import RunResult, prepare, rerank
+from rankmill.job import RunResult, rerank
+from rankmill.prepared import prepare
 from rankmill.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

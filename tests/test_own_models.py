@@ -40,7 +40,7 @@ from rankmill import Scorer, job, storage
 from rankmill.config import ModelConfig, load_config, read_section
 from rankmill.errors import ConfigError, ModelError, RunFailed
 from rankmill.models import Description, jina_bert, locate
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.profile import Profile
 from rankmill.tokens import PairRules
 from rankmill.windows import assemble, cut

@@ -18,8 +18,9 @@ from conftest import make_pairs
 from rankmill import pipeline, plan
 from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError, RunFailed
-from rankmill.job import Prepared, _stage_settings, prepare
+from rankmill.job import _stage_settings
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
+from rankmill.prepared import Prepared, prepare
 from rankmill.profile import make_profile, probe
 from rankmill.read import ShardSource
 from rankmill.worker import Bounds

@@ -24,7 +24,8 @@ from rankmill import Scorer, agreement, load_config, rerank, sample
 from rankmill.cli import app
 from rankmill.config import InputConfig, ModelConfig
 from rankmill.errors import BackendUnfit, ConfigError, InputError, ModelError, OutputError
-from rankmill.models.folder import QuantizedModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import QuantizedModel
 from rankmill.quantize import Quantized, quantize
 from rankmill.source import open_source
 from rankmill.tokens import TokenBatch

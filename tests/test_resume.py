@@ -25,6 +25,7 @@ from rankmill import job, markers, plan, runs
 from rankmill.config import InputConfig, RunConfig, load_config
 from rankmill.errors import OutputBusy, OutputError, RunFailed, StartError
 from rankmill.job import RunResult
+from rankmill.prepared import prepare
 from rankmill.progress import Listener, Progress
 from rankmill.read import ShardPieces, read_shards
 from rankmill.source import open_source
@@ -458,7 +459,7 @@ def test_how_much_of_the_cluster_a_run_takes_is_not_part_of_it(
     candidates, half_finished, tiny_model, unimportant
 ):
     config = settings(candidates, half_finished, tiny_model("bert"), **unimportant)
-    assert job.prepare(config).pending == [1, 4]
+    assert prepare(config).pending == [1, 4]
 
 
 @pytest.fixture

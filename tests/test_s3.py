@@ -34,7 +34,7 @@ from rankmill.errors import InputError, ModelError, OutputBusy
 from rankmill.export import export
 from rankmill.lease import Lease, Owner
 from rankmill.models import Description
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.profile import Profile
 from rankmill.store import Fence, Store
 from rankmill.tokens import PairRules

@@ -42,10 +42,11 @@ LAYERS = [
     ["commit"],
     ["pipeline"],
     # Whole runs, and readers of committed output.
-    ["progress"],
+    ["prepared", "progress"],
     ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
     ["demo"],
     ["console"],
+    ["model_tables"],
     ["export_command", "quantize_command"],
     ["__init__", "cli"],
 ]

@@ -23,7 +23,8 @@ from rankmill import Scorer
 from rankmill.config import ModelConfig
 from rankmill.models import AsyncModel, classifiers
 from rankmill.models.classifiers import Classifier
-from rankmill.models.folder import FolderModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import FolderModel
 from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile
 from rankmill.scorer import ScoredPairs, score_pairs

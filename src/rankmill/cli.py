@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rankmill import console, job
+from rankmill import console, job, model_tables
 from rankmill.config import RunConfig, Setting, has_credentials, load_config, parse_override
 from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate import METRICS, evaluate
 from rankmill.export_command import export_command
 from rankmill.models.presets import presets
+from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
 from rankmill.status import read_status
 from rankmill.verify import verify
@@ -132,7 +133,7 @@ def plan(
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_)
     with console.own_stdout() as stdout:
-        facts = console.plan_facts(job.prepare(wanted, overwrite=overwrite), rate)
+        facts = console.plan_facts(prepare(wanted, overwrite=overwrite), rate)
         if as_json:
             print(json.dumps(facts, indent=1, ensure_ascii=False), file=stdout)
         else:
@@ -218,9 +219,9 @@ def models(context: typer.Context, as_json: JsonOption = False) -> None:
         print(json.dumps([preset.model_dump() for preset in known], indent=1, ensure_ascii=False))
         return
     out = Console(highlight=False)
-    for line in console.models_lines(known, out.width):
+    for line in model_tables.models_lines(known, out.width):
         out.print(line, soft_wrap=True, markup=False)
-    for note in console.models_notes(known):
+    for note in model_tables.models_notes(known):
         out.print(f"\n{note}", markup=False)
 
 
@@ -249,7 +250,7 @@ def verify_command(
     if as_json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:
-        console.print_verification(Console(highlight=False), found)
+        model_tables.print_verification(Console(highlight=False), found)
     if not found.matches:
         raise typer.Exit(1)
 

@@ -25,7 +25,7 @@ from rankmill.config import (
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.models import Description, refuse_instructions
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
 from rankmill.profile import Backend, Profile
 from rankmill.stages import StageSettings

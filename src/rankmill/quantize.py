@@ -28,13 +28,8 @@ from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import ConfigError, ModelError, OutputError
 from rankmill.models import Tokenizer, openvino_model, quantized, refuse_instructions
 from rankmill.models.converted import BODY, HEAD
-from rankmill.models.folder import (
-    CausalModel,
-    FolderModel,
-    JinaModel,
-    QuantizedModel,
-    describe,
-)
+from rankmill.models.describe import describe
+from rankmill.models.folder import CausalModel, FolderModel, JinaModel, QuantizedModel
 from rankmill.models.locate import CARD
 from rankmill.models.quantized import Calibration, Card, SourceModel
 from rankmill.profile import Profile, make_profile, with_threads

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rankmill import console
+from rankmill import console, model_tables
 from rankmill.config import Setting, load_config, parse_override
 from rankmill.quantize import MIN_AGREEMENT, quantize
 
@@ -58,4 +58,4 @@ def quantize_command(
             card = {"folder": str(found.folder), "digest": found.digest, **found.card.to_json()}
             print(json.dumps(card, indent=1, ensure_ascii=False), file=stdout)
         else:
-            Console(file=stdout).print(console.quantized_table(found))
+            Console(file=stdout).print(model_tables.quantized_table(found))

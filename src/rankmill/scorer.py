@@ -17,7 +17,7 @@ from rankmill.config import AskedPrecision, ComputeConfig, ModelConfig, Slopes, 
 from rankmill.errors import ConfigError, InputError
 from rankmill.flight import Indices, ScoredBatch, run_batches
 from rankmill.models import ScorerModel
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.profile import Backend, Profile
 from rankmill.tokens import (
     Float32,

@@ -18,7 +18,7 @@ from rankmill import storage
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
 from rankmill.models import presets
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.models.locate import locate
 from rankmill.models.published import Published, Source, find, published
 from rankmill.scorer import Scorer
