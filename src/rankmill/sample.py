@@ -116,7 +116,7 @@ def _lists(source: Source, limit: int | None, seed: int) -> _Lists:
             "Give a table of pairs as `rankmill rerank` takes them.",
         )
     distinct, first, list_ = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
-    pairs = np.bincount(list_, np.concatenate(sizes))
+    pairs = np.bincount(list_, np.concatenate(sizes)).astype(np.float64)
     among = np.argsort(first)[:limit]
     order = among[np.argsort(_shuffled(distinct[among], seed), kind="stable")]
     return _Lists(
