@@ -32,18 +32,18 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
-        mark, alias = event.start_mark, isinstance(event, yaml.AliasEvent)
+        alias = isinstance(event, yaml.AliasEvent)
         before = self._values
         self._depth += 1
-        self._refuse(self._depth > _MAX_DEPTH, f"nested more than {_MAX_DEPTH} deep", mark)
+        self._refuse(self._depth > _MAX_DEPTH, f"nested more than {_MAX_DEPTH} deep", event)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if alias:
-            self._refuse(id(node) not in self._sizes, "an alias that holds itself", mark)
+            self._refuse(id(node) not in self._sizes, "an alias that holds itself", event)
             self._values += self._sizes[id(node)]
         else:
             self._values += 1
-        self._refuse(self._values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values", mark)
+        self._refuse(self._values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values", event)
         self._sizes.setdefault(id(node), self._values - before)
         return node
 
@@ -52,13 +52,13 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
             if name is not None and key.tag != "tag:yaml.org,2002:merge":
-                self._refuse(name in seen, f"the key {name} stands twice", key.start_mark)
+                self._refuse(name in seen, f"the key {name} stands twice", key)
                 seen.add(name)
         return super().construct_mapping(node, deep)
 
-    def _refuse(self, wrong: bool, why: str, mark: yaml.Mark) -> None:
+    def _refuse(self, wrong: bool, why: str, where: yaml.Event | yaml.Node) -> None:
         if wrong:
-            raise yaml.MarkedYAMLError(problem=why, problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem=why, problem_mark=where.start_mark)
 
 
 _Loader.add_implicit_resolver(
