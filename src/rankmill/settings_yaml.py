@@ -7,7 +7,6 @@ refused (YAML would keep the last in silence), and a few lines cannot unfold int
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -45,16 +44,17 @@ class _Loader(yaml.SafeLoader):
             self._values += 1
         self._refuse(self._values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values", event)
         self._sizes.setdefault(id(node), self._values - before)
+        if isinstance(node, yaml.MappingNode) and not alias:
+            self._refuse_doubled(node)
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
+    def _refuse_doubled(self, node: yaml.MappingNode) -> None:
+        # Before merges are put in: what they bring may be set anew.
+        seen: set[str] = set()
         for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and key.tag != "tag:yaml.org,2002:merge":
-                self._refuse(name in seen, f"the key {name} stands twice", key)
-                seen.add(name)
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                self._refuse(key.value in seen, f"the key {key.value} stands twice", key)
+                seen.add(key.value)
 
     def _refuse(self, wrong: bool, why: str, where: yaml.Event | yaml.Node) -> None:
         if wrong:
