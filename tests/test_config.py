@@ -263,6 +263,16 @@ def test_a_file_that_holds_no_settings_is_named(write, text):
         load_config(write(text))
 
 
+def test_anchors_and_merges_mean_what_they_mean_in_yaml(write):
+    text = "a: &a {name: one, max_length: 64}\nb: &b {<<: *a, name: two}\nmodel: {<<: *b}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(text))
+    assert "stands twice" not in str(caught.value)
+    assert "Unknown setting a" in str(caught.value)
+    given = "input: {path: &p x}\noutput: {path: *p}\nmodel: {name: *p}\n"
+    assert load_config(write(given)).model.name == "x"
+
+
 def test_a_file_that_is_not_text_is_named(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes(b"\xff\xfe\x00\x81")

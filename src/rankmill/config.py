@@ -292,6 +292,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(settings_yaml.MAX_BYTES + 1)
+        if len(content) > settings_yaml.MAX_BYTES:
+            raise ConfigError(
+                f"{path} is longer than {settings_yaml.MAX_BYTES:,} bytes.",
+                "Give the path of a YAML file.",
+            )
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
@@ -299,11 +304,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no name of a file
         raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
-    if len(content) > settings_yaml.MAX_BYTES:
-        raise ConfigError(
-            f"{path} is longer than {settings_yaml.MAX_BYTES:,} bytes.",
-            "Give the path of a YAML file.",
-        )
     try:
         values = settings_yaml.parse(text)
     except ValueError as error:

@@ -7,7 +7,6 @@ refused (YAML would keep the last in silence), and a few lines cannot unfold int
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -32,33 +31,34 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
-        mark, alias = event.start_mark, isinstance(event, yaml.AliasEvent)
+        alias = isinstance(event, yaml.AliasEvent)
         before = self._values
         self._depth += 1
-        self._refuse(self._depth > _MAX_DEPTH, f"nested more than {_MAX_DEPTH} deep", mark)
+        self._refuse(self._depth > _MAX_DEPTH, f"nested more than {_MAX_DEPTH} deep", event)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if alias:
-            self._refuse(id(node) not in self._sizes, "an alias that holds itself", mark)
+            self._refuse(id(node) not in self._sizes, "an alias that holds itself", event)
             self._values += self._sizes[id(node)]
         else:
             self._values += 1
-        self._refuse(self._values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values", mark)
+        self._refuse(self._values > _MAX_VALUES, f"more than {_MAX_VALUES:,} values", event)
         self._sizes.setdefault(id(node), self._values - before)
+        if isinstance(node, yaml.MappingNode) and not alias:
+            self._refuse_doubled(node)
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
+    def _refuse_doubled(self, node: yaml.MappingNode) -> None:
+        # Before merges are put in: what they bring may be set anew.
+        seen: set[str] = set()
         for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and key.tag != "tag:yaml.org,2002:merge":
-                self._refuse(name in seen, f"the key {name} stands twice", key.start_mark)
-                seen.add(name)
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                self._refuse(key.value in seen, f"the key {key.value} stands twice", key)
+                seen.add(key.value)
 
-    def _refuse(self, wrong: bool, why: str, mark: Any) -> None:  # noqa: ANN401 - a yaml.Mark
+    def _refuse(self, wrong: bool, why: str, where: yaml.Event | yaml.Node) -> None:
         if wrong:
-            raise yaml.MarkedYAMLError(problem=why, problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem=why, problem_mark=where.start_mark)
 
 
 _Loader.add_implicit_resolver(
