@@ -14,9 +14,10 @@ import argparse
 import hashlib
 import json
 import random
+import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -157,19 +158,14 @@ def undisturbed(site: Site, kind: str) -> tuple[dict[str, bytes], float]:
     return found, seconds
 
 
-def run_kind(site: Site, kind: str, rounds: int, seed: int, wanted: dict[str, bytes]) -> Outcome:
-    """All cases of a kind."""
-    total = Outcome()
-    for number in range(rounds):
-        case = make_case(site, kind, number)
-        case.shards = len(wanted)
-        # A seed a case, so that one of them can be had again alone.
-        KINDS[kind](case, random.Random(f"{seed} {kind} {number}"))
-        finish(case)
-        total.add(examine(case, wanted))
-    if not total.faults:
-        total.problems.append(f"{kind}: no fault came about")
-    return total
+def run_case(site: Site, kind: str, number: int, seed: int, wanted: dict[str, bytes]) -> Outcome:
+    """One case of a kind."""
+    case = make_case(site, kind, number)
+    case.shards = len(wanted)
+    # A seed a case, so that one of them can be had again alone.
+    KINDS[kind](case, random.Random(f"{seed} {kind} {number}"))
+    finish(case)
+    return examine(case, wanted)
 
 
 def print_table(table: dict[str, Outcome]) -> None:
@@ -201,22 +197,34 @@ def main() -> None:
     kinds = [kind.strip() for kind in given.kinds.split(",")]
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"no such kinds: {', '.join(unknown)}; there are {', '.join(KINDS)}")
-    table: dict[str, Outcome] = {}
+    # A shell that started this in the background has turned it off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    table: dict[str, Outcome] = defaultdict(Outcome)
     started = time.monotonic()
-    with Site(given.seed, any(kind.startswith(_STORE) for kind in kinds)) as site:
-        wanted: dict[str, dict[str, bytes]] = {}
-        for kind in kinds:
-            if kind == "disk full" and site.disk is None:
+    try:
+        with Site(given.seed, any(kind.startswith(_STORE) for kind in kinds)) as site:
+            if site.disk is None and "disk full" in kinds:
                 print("disk full: left out, as no disk may be mounted here", flush=True)
-                continue
-            where = _STORE.strip() if kind.startswith(_STORE) else ""
-            if where not in wanted:
-                wanted[where], seconds = undisturbed(site, where)
-                print(f"undisturbed {where}: {len(wanted[where])} shards, {seconds:.1f} s")
-            table[kind] = run_kind(site, kind, given.rounds, given.seed, wanted[where])
-            for problem in table[kind].problems:
-                print(problem, flush=True)
-            print(f"{kind}: {'right' if table[kind].is_right else 'WRONG'}", flush=True)
+                kinds.remove("disk full")
+            wanted: dict[str, dict[str, bytes]] = {}
+            # Round by round, so that one that is cut short has something of every kind.
+            for number in range(given.rounds):
+                for kind in kinds:
+                    where = _STORE.strip() if kind.startswith(_STORE) else ""
+                    if where not in wanted:
+                        wanted[where], seconds = undisturbed(site, where)
+                        print(f"undisturbed {where}: {len(wanted[where])} shards, {seconds:.1f} s")
+                    found = run_case(site, kind, number, given.seed, wanted[where])
+                    table[kind].add(found)
+                    print(f"{kind} {number}: {'right' if found.is_right else 'WRONG'}", flush=True)
+                    for problem in found.problems:
+                        print(problem, flush=True)
+    except KeyboardInterrupt:
+        print("cut short")
+    for kind, outcome in table.items():
+        if not outcome.faults:
+            outcome.problems.append("no fault came about")
+            print(f"{kind}: no fault came about")
     print_table(table)
     print(
         f"\n{_PAIRS} pairs in shards of {SHARD_PAIRS}, 2 workers, seed {given.seed}, "

@@ -12,16 +12,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
 FAULTS = ("500", "503", "slow", "truncated", "reset")
+_SLOW_SECONDS = 0.6
 _ERRORS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "503": (503, "SlowDown", "Please reduce your request rate."),
 }
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever is cut off here is meant to be."""
+
+
 class FaultProxy:
     """Hands requests on to a store; `inject` makes a share of them fail.
 
-    500, 503: the store's own error answers. slow: up to a second and a half late. truncated: the
+    500, 503: the store's own error answers. slow: up to `_SLOW_SECONDS` late. truncated: the
     answer breaks off halfway; the store has done what it was asked. reset: the connection is
     reset before the store hears of the request, or after it has answered.
     """
@@ -44,7 +50,7 @@ class FaultProxy:
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -91,7 +97,7 @@ class FaultProxy:
             self._refuse(request, fault)
             return
         if fault == "slow":
-            time.sleep(1.5 * chance)
+            time.sleep(_SLOW_SECONDS * chance)
         if fault == "reset" and chance < 0.5:
             self._reset(request)
             return
