@@ -58,7 +58,8 @@ class _Loader(yaml.SafeLoader):
 
     def _refuse(self, wrong: bool, why: str, where: yaml.Event | yaml.Node) -> None:
         if wrong:
-            raise yaml.MarkedYAMLError(problem=why, problem_mark=where.start_mark)
+            mark: Any = where.start_mark  # of libyaml, or of its Python twin
+            raise yaml.MarkedYAMLError(problem=why, problem_mark=mark)
 
 
 _Loader.add_implicit_resolver(
