@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -76,7 +77,7 @@ class Sampler:
         self._temporary, self._started = temporary, time.monotonic()
         self._output: Path | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread: threading.Thread | None = None
 
     def watch(self, output: Path) -> None:
         """Sample in the background until `pause`."""
@@ -88,7 +89,8 @@ class Sampler:
     def pause(self) -> None:
         """Sample no more."""
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def look(self, phase: str) -> None:
         """One sample of this process and the temporary files."""
@@ -233,6 +235,8 @@ def main() -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     # Ray keeps a log or two of every process that it starts; they are its session's, not the run's.
     os.environ["RAY_TMPDIR"] = str(root)
+    # A shell that started this in the background has turned it off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sampler = Sampler(temporary)
     started = time.monotonic()
     try:
@@ -256,8 +260,11 @@ def main() -> None:
                 sampler.look("short runs")
                 runs += 1
         print(f"short runs: {runs}")
+    except KeyboardInterrupt:
+        print("cut short")
     finally:
-        shutil.rmtree(root)
+        sampler.pause()
+        shutil.rmtree(root, ignore_errors=True)
     is_steady = print_table(sampler.series)
     print(f"\n{time.monotonic() - started:.0f} s; {describe_machine()}")
     sys.exit(not is_steady)
