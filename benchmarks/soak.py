@@ -4,8 +4,9 @@
 
 Most of the time one long run, so that its scoring actors grow old; then short runs one after the
 other in the same driver. Samples memory, open files, threads and temporary files, fits a line to
-each series without its first quarter, and calls a series steady when the line rises by no more
-than its bound from the first sample to the last. Exits with 1 if one is not. Needs /proc.
+each series without its first quarter (at least a minute, at most half), and calls a series steady
+when the line rises by no more than its bound from the first sample that counts to the last. Exits
+with 1 if one is not. Needs /proc.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from rankmill.config import ComputeConfig, load_config
 _CANDIDATES = 20
 _SHARD_PAIRS = 200
 _LONG_SHARE = 0.6
-_WARM_UP = 0.25
+# A scoring actor's memory rises for its first 40 s or so and then stands still.
+_WARM_UP, _WARM_UP_SECONDS = 0.25, 60.0
 _SAMPLE_SECONDS = 1.0
 # Of a series of memory: allocators settle to within some per cent, a leak does not stop there.
 _RISE_SHARE, _RISE_MIB = 0.03, 8.0
@@ -52,8 +54,10 @@ class Series:
 
     def line(self) -> tuple[float, float, float]:
         """Slope an hour, its standard error, and the rise over the samples that count."""
-        first = int(len(self.values) * _WARM_UP)
-        x, y = np.array(self.seconds[first:]), np.array(self.values[first:])
+        x, y = np.array(self.seconds), np.array(self.values)
+        age = x - x[0]
+        left_out = min(max(_WARM_UP * age[-1], _WARM_UP_SECONDS), age[-1] / 2)
+        x, y = x[age >= left_out], y[age >= left_out]
         centred = x - x.mean()
         spread = float((centred**2).sum()) or 1.0
         slope = float((centred * y).sum()) / spread
