@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-KINDS = ("driver terminated", "writer killed", "node killed", "disk full")
+KINDS = ("writer killed", "node killed", "disk full")
 COLUMNS = ("runs", "faults", "starts", "lost", "doubled", "differing")
 
 
