@@ -35,7 +35,7 @@ from rankmill.config import ComputeConfig, load_config
 _CANDIDATES = 20
 _SHARD_PAIRS = 200
 _LONG_SHARE = 0.6
-# A scoring actor's memory rises for its first 40 s or so and then stands still.
+# A scoring actor's memory rises while it warms up, for less than a minute, and then stands.
 _WARM_UP, _WARM_UP_SECONDS = 0.25, 60.0
 _SAMPLE_SECONDS = 1.0
 # Of a series of memory: allocators settle to within some per cent, a leak does not stop there.
