@@ -1,6 +1,6 @@
 # make demo   a real reranking job on this machine, in about a minute
 # make test   the tests
-# make chaos  faults of every kind, and whether every row is there once; about a quarter of an hour
+# make chaos  faults of every kind, and whether every row is there once; an hour (ROUNDS=1: minutes)
 # make soak   does anything grow in an hour (MINUTES=5: in five minutes)
 # All set everything up first, in .venv, under constraints.txt.
 

@@ -4,8 +4,9 @@
 
 Most of the time one long run, so that its scoring actors grow old; then short runs one after the
 other in the same driver. Samples memory, open files, threads and temporary files, fits a line to
-each series without its first quarter, and calls a series steady when the line rises by no more
-than its bound from the first sample to the last. Exits with 1 if one is not. Needs /proc.
+each series without its first quarter (at least a minute, at most half), and calls a series steady
+when the line rises by no more than its bound from the first sample that counts to the last. Exits
+with 1 if one is not. Needs /proc.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -33,7 +35,8 @@ from rankmill.config import ComputeConfig, load_config
 _CANDIDATES = 20
 _SHARD_PAIRS = 200
 _LONG_SHARE = 0.6
-_WARM_UP = 0.25
+# A scoring actor's memory rises while it warms up, for less than a minute, and then stands.
+_WARM_UP, _WARM_UP_SECONDS = 0.25, 60.0
 _SAMPLE_SECONDS = 1.0
 # Of a series of memory: allocators settle to within some per cent, a leak does not stop there.
 _RISE_SHARE, _RISE_MIB = 0.03, 8.0
@@ -51,8 +54,10 @@ class Series:
 
     def line(self) -> tuple[float, float, float]:
         """Slope an hour, its standard error, and the rise over the samples that count."""
-        first = int(len(self.values) * _WARM_UP)
-        x, y = np.array(self.seconds[first:]), np.array(self.values[first:])
+        x, y = np.array(self.seconds), np.array(self.values)
+        age = x - x[0]
+        left_out = min(max(_WARM_UP * age[-1], _WARM_UP_SECONDS), age[-1] / 2)
+        x, y = x[age >= left_out], y[age >= left_out]
         centred = x - x.mean()
         spread = float((centred**2).sum()) or 1.0
         slope = float((centred * y).sum()) / spread
@@ -76,7 +81,7 @@ class Sampler:
         self._temporary, self._started = temporary, time.monotonic()
         self._output: Path | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread: threading.Thread | None = None
 
     def watch(self, output: Path) -> None:
         """Sample in the background until `pause`."""
@@ -88,7 +93,8 @@ class Sampler:
     def pause(self) -> None:
         """Sample no more."""
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def look(self, phase: str) -> None:
         """One sample of this process and the temporary files."""
@@ -233,6 +239,8 @@ def main() -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     # Ray keeps a log or two of every process that it starts; they are its session's, not the run's.
     os.environ["RAY_TMPDIR"] = str(root)
+    # A shell that started this in the background has turned it off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sampler = Sampler(temporary)
     started = time.monotonic()
     try:
@@ -256,8 +264,11 @@ def main() -> None:
                 sampler.look("short runs")
                 runs += 1
         print(f"short runs: {runs}")
+    except KeyboardInterrupt:
+        print("cut short")
     finally:
-        shutil.rmtree(root)
+        sampler.pause()
+        shutil.rmtree(root, ignore_errors=True)
     is_steady = print_table(sampler.series)
     print(f"\n{time.monotonic() - started:.0f} s; {describe_machine()}")
     sys.exit(not is_steady)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-KINDS = ("driver terminated", "writer killed", "node killed", "disk full", "store truncated")
+KINDS = ("writer killed", "node killed", "disk full")
 COLUMNS = ("runs", "faults", "starts", "lost", "doubled", "differing")
 
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, dict[str, int]]:
-    """What `chaos.py` counts, by kind, from a cluster and a store of its own."""
+    """What `chaos.py` counts, by kind, on a cluster of its own."""
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs /proc to find the processes to kill")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}

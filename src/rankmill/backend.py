@@ -59,16 +59,15 @@ def resolve(
         hardware = replace(hardware, cores=min(hardware.cores, cores))
     if description.is_int8:
         return Resolved(_int8(description, model, compute, device, hardware))
-    on_torch = make_profile(
-        model, compute, device, hardware, operations_per_token=description.operations_per_token
-    )
+    operations = description.operations_per_token
+    on_torch = make_profile(model, compute, device, hardware, operations_per_token=operations)
     if model.scorer is not None or model.backend == "torch" or device != "cpu":
         return Resolved(on_torch)
     if model.backend == "auto" and not openvino_model.is_installed():
         return Resolved(
             on_torch, hint="OpenVINO scores faster than torch on CPUs: pip install 'rankmill[cpu]'."
         )
-    on_openvino = make_profile(model, compute, device, hardware, "openvino")
+    on_openvino = make_profile(model, compute, device, hardware, "openvino", operations)
     try:
         description.prepare(on_openvino)
     except BackendUnfit as unfit:
@@ -94,6 +93,7 @@ def _int8(
             "Set compute.device to cpu and model.backend to auto, or score the model that was "
             "quantized.",
         )
-    profile = make_profile(model, compute, device, hardware, "openvino", int8=True)
+    operations = description.operations_per_token
+    profile = make_profile(model, compute, device, hardware, "openvino", operations, int8=True)
     description.prepare(profile)
     return profile

@@ -30,7 +30,10 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 # (padding 0.4, 1.1, 2.6, 17.7 %). MPS is not measured: chosen small enough for 8 GB with a 568
 # M-parameter model. CUDA: see `cuda_token_budget`.
 TOKEN_BUDGET: dict[Literal["cpu", "mps"], int] = {"cpu": 1024, "mps": 8192}
-OPENVINO_TOKEN_BUDGET = 2048
+# OpenVINO, 2 streams, bf16, the same machine idle, pairs/s at 1,024 | 2,048 | 4,096 tokens: tiny-v2
+# shape (5e6 operations a token) 745 | 863 | 913; MiniLM-L6 (2e7) 116 | 114 | 109; xsmall-v2 (2e7)
+# 96 | 97 | 92; XLM-R base (2e8) 17.0 | 16.3 | 13.8. So: up to so many operations, so many tokens.
+OPENVINO_TOKEN_BUDGET = ((1e7, 4096), (1e8, 2048), (math.inf, 1024))
 # None of these is measured yet (`benchmarks/gpu.py` does). A batch should keep a GPU busy for as
 # long as Python takes to queue the next, some 10 ms for a dozen layers; beyond that it only adds
 # padding.
@@ -162,7 +165,7 @@ def make_profile(
             "Use bf16 or fp32.",
         )
     if backend == "openvino":
-        budget = OPENVINO_TOKEN_BUDGET
+        budget = next(t for most, t in OPENVINO_TOKEN_BUDGET if operations_per_token <= most)
     elif device == "cuda":
         memory = hardware.cuda_memory * min(compute.gpus_per_worker, 1.0)
         budget = cuda_token_budget(operations_per_token, precision, memory)
