@@ -329,7 +329,8 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied, case):
 
 def byte_bpe_in_two_files(folder: Path) -> None:
     """vocab.json and merges.txt, whatever the architecture's own tokenizer is."""
-    tokenizer = tiny_models.byte_bpe(tiny_models.FAIRSEQ_TOKENS).backend_tokenizer
+    pair = "<s> $A </s> </s> $B </s>"
+    tokenizer = tiny_models.byte_bpe(tiny_models.FAIRSEQ_TOKENS, pair).backend_tokenizer
     tokenizer.model.save(str(folder))
     written("tokenizer_config.json", json.dumps({"tokenizer_class": "RobertaTokenizer"}))(folder)
 
