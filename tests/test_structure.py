@@ -17,13 +17,14 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # From the bottom up. A module imports only from rows above its own; a package is one unit.
 LAYERS = [
+    ["masking"],
     ["errors"],
     ["schema"],
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["windows"],
+    ["summary", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -41,6 +42,7 @@ LAYERS = [
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["progress"],
+    ["report"],
     ["dataset", "evaluate", "export", "job", "status", "verify"],
     ["demo"],
     ["console"],
