@@ -55,7 +55,9 @@ def read_rows(table: pa.Table, url: str = "/input/a.parquet") -> pa.Table:
     """A table as a read task hands it on."""
     table = table.append_column(ORIGIN_ROW, pa.array(range(table.num_rows), pa.int64()))
     places = json.dumps([[url, 0, table.num_rows]])
-    return table.replace_schema_metadata({"places": places, "rows": str(table.num_rows), "seconds": "0.1"})
+    return table.replace_schema_metadata(
+        {"places": places, "rows": str(table.num_rows), "seconds": "0.1"}
+    )
 
 
 def scored(
@@ -100,9 +102,7 @@ def scored(
                 "pair": pa.array(pair, pa.int32()),
                 "reason": checked.reason,
             }
-        ).replace_schema_metadata(
-            {"several_texts": str(checked.several_texts), "seconds": "0.2"}
-        ),
+        ).replace_schema_metadata({"several_texts": str(checked.several_texts), "seconds": "0.2"}),
         pairs=pa.table(
             {
                 "digest": pa.array(digests, pa.binary(16)),

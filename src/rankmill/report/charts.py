@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
 
 from rankmill.report.figure import (
     BAD,
+    CARD,
     FIRST,
     INK,
     LINE,
     MUTED,
     SECOND,
     THIRD,
+    Drawing,
     drawing,
     printable,
 )
@@ -22,6 +24,8 @@ from rankmill.report.flow import percent
 from rankmill.report.timeline import Floats, Timeline
 from rankmill.summary import CORRELATION_BINS, PLACES, Histogram, Summary
 
+# The cells of more groups are too small for a number each.
+_NUMBERED = 8
 STAGES = {
     "read": "read",
     "tokenize": "tokenize",
@@ -47,7 +51,7 @@ def draw_scores(summary: Summary) -> Markup | None:
             drawn.axes.stairs(shares, found.edges, color=colour, linewidth=1.3, label=name)
         drawn.axes.set(xlabel="raw score", ylabel="share", ylim=(0, None), xlim=_most_of(whole))
         drawn.axes.yaxis.set_major_formatter(_percents)
-        drawn.axes.legend(loc="upper left")
+        _legend(drawn)
         return drawn.svg("Distribution of raw scores, of all rows and of those ranked first")
 
 
@@ -87,7 +91,7 @@ def draw_origins(summary: Summary) -> Markup | None:
         drawn.axes.set(xlabel="place in the input", ylabel="share")
         drawn.axes.set_xticks(places, names)
         drawn.axes.yaxis.set_major_formatter(_percents)
-        drawn.axes.legend(loc="upper right")
+        _legend(drawn)
         return drawn.svg("Places in the input of the documents that are ranked first now")
 
 
@@ -102,14 +106,29 @@ def draw_moves(summary: Summary) -> Markup | None:
     names = place_names(size)
     totals = np.maximum(moves.sum(axis=1, keepdims=True), 1)
     shares = moves / totals
+    most = float(shares.max())
     with drawing("moves", height=300) as drawn:
         for before, after in np.argwhere(moves > 0).tolist():
             share = float(shares[before, after])
             cell = Rectangle(
-                (after - 0.48, before - 0.48), 0.96, 0.96, color=FIRST, alpha=0.06 + 0.94 * share
+                (after - 0.48, before - 0.48),
+                0.96,
+                0.96,
+                color=FIRST,
+                alpha=0.05 + 0.85 * share / most,
             )
             drawn.axes.add_patch(cell)
             n = int(moves[before, after])
+            if size <= _NUMBERED:
+                drawn.axes.text(
+                    after,
+                    before,
+                    f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %",
+                    color=CARD if share > 0.6 * most else INK,
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                )
             drawn.tell(
                 cell,
                 f"Of the documents at place {names[before]} of the input, "
@@ -165,7 +184,8 @@ def draw_agreement(summary: Summary) -> Markup | None:
                 for n, low in zip(summary.correlation, edges[:-1].tolist())
             ],
         )
-        drawn.axes.set(xlabel="correlation of both orders", ylabel="queries", xlim=(-1, 1))
+        drawn.axes.set(xlabel="correlation of both orders", ylabel="queries", xlim=(-1.03, 1.03))
+        drawn.axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
         drawn.axes.yaxis.set_major_formatter(_counts)
         return drawn.svg("Queries by the correlation of the new order with the input's")
 
@@ -192,7 +212,7 @@ def draw_lengths(summary: Summary) -> Markup | None:
         drawn.axes.set(xlabel="tokens of both texts", ylabel="pairs", xlim=(0, _most_of(whole)[1]))
         drawn.axes.xaxis.set_major_formatter(_counts)
         drawn.axes.yaxis.set_major_formatter(_counts)
-        drawn.axes.legend(loc="upper right")
+        _legend(drawn)
         return drawn.svg("Pairs by their length in tokens")
 
 
@@ -225,6 +245,7 @@ def draw_timeline(timeline: Timeline | None) -> Markup | None:
         drawn.axes.set(
             xlabel=f"{unit} of scoring", ylabel="pairs/s", ylim=(0, top), xlim=(0, edges[-1])
         )
+        drawn.axes.xaxis.set_major_formatter(_counts)
         drawn.axes.yaxis.set_major_formatter(_counts)
         return drawn.svg("Pairs scored a second, over time")
 
@@ -249,8 +270,10 @@ def draw_shares(bars: Sequence[tuple[str, Sequence[tuple[str, float, str]]]]) ->
         return drawn.svg("; ".join(name for name, _ in bars))
 
 
-def draw_lines(name: str, sizes: Mapping[str, float], unit: str, colour: str) -> Markup | None:
-    """A horizontal bar a name, with its size behind it; a rectangle of the page's width."""
+def draw_lines(
+    name: str, sizes: Mapping[str, float], tell: Callable[[float], str], colour: str
+) -> Markup | None:
+    """A horizontal bar a name, with its size in words behind it."""
     if not sizes:
         return None
     whole, longest = sum(sizes.values()), max(sizes.values())
@@ -259,18 +282,23 @@ def draw_lines(name: str, sizes: Mapping[str, float], unit: str, colour: str) ->
             shown = printable(label, 60)
             drawn.axes.barh(line, 1.0, 0.34, color=LINE, alpha=0.6)
             bar = drawn.axes.barh(line, size / longest, 0.34, color=colour)
-            told = f"{size:,.0f} {unit}" if size >= 10 or unit == "rows" else f"{size:.2f} {unit}"
+            told = tell(size)
             drawn.tell_each(list(bar), [f"{shown}: {told}, {percent(size, whole)}"])
             drawn.axes.text(0, line - 0.24, shown, color=INK, va="bottom")
             share = f"{told} · {percent(size, whole)}"
             drawn.axes.text(1, line - 0.24, share, color=MUTED, va="bottom", ha="right")
         drawn.axes.set(xlim=(0, 1), ylim=(len(sizes) - 0.7, -0.8))
         drawn.axes.axis("off")
-        return drawn.svg(", ".join(f"{label}: {size:,.0f} {unit}" for label, size in sizes.items()))
+        return drawn.svg(", ".join(f"{label}: {tell(size)}" for label, size in sizes.items()))
+
+
+def _legend(drawn: Drawing) -> None:
+    """Above the plot, where nothing lies under it."""
+    drawn.axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=2, borderpad=0.2)
 
 
 def _percents(value: float, _position: int) -> str:
-    return f"{100 * value:.0f} %" if value >= 0.0999 or value == 0 else f"{100 * value:g} %"
+    return f"{100 * value:.4g} %"
 
 
 def _counts(value: float, _position: int) -> str:

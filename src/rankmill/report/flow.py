@@ -92,8 +92,7 @@ def draw_flow(counters: Counters, width: float, name: str) -> Markup | None:
         for node in nodes:
             _block(drawn, node, left[node.column], counters.rows_in)
         return drawn.svg(
-            "What became of the rows: "
-            + ", ".join(f"{node.rows:,} {node.name}" for node in nodes)
+            "What became of the rows: " + ", ".join(f"{node.rows:,} {node.name}" for node in nodes)
         )
 
 

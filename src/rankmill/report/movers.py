@@ -1,4 +1,4 @@
-"""The documents that gained and lost most, with their texts. Read only where texts are asked for."""
+"""The documents that gained and lost most, with their texts: read only if they are asked for."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def read_movers(
     return [_read_one(store, done[move.shard], move, columns, prefix) for move in moves]
 
 
-def _read_one(
-    store: Store, marker: Marker, move: Move, columns: ColumnNames, prefix: str
-) -> Mover:
+def _read_one(store: Store, marker: Marker, move: Move, columns: ColumnNames, prefix: str) -> Mover:
     url = storage.join(store.url, marker.part.name)
     parts = columns.document_parts
     wanted = [columns.query_id, columns.query, columns.doc_id, *parts, f"{prefix}score"]

@@ -56,7 +56,7 @@ def render(
     )
     environment.filters |= {"number": "{:,}".format, "percent": percent, "duration": duration}
     page = environment.get_template("page.html").render(
-        style=Markup(style),  # noqa: RUF100
+        style=Markup(style),
         style_digest=digest,
         facts=facts,
         model=facts.run["model"],
@@ -100,9 +100,17 @@ def _charts(facts: Facts) -> dict[str, Markup | None]:
         "lengths": charts.draw_lengths(summary),
         "shares": charts.draw_shares(shares),
         "timeline": charts.draw_timeline(facts.timeline),
-        "stages": charts.draw_lines("stages", stages, "s", FIRST),
-        "reasons": charts.draw_lines("reasons", reasons, "rows", BAD),
+        "stages": charts.draw_lines("stages", stages, _seconds, FIRST),
+        "reasons": charts.draw_lines("reasons", reasons, _rows, BAD),
     }
+
+
+def _seconds(size: float) -> str:
+    return duration(size) if size >= 10 else f"{size:.2g} s"
+
+
+def _rows(size: float) -> str:
+    return "1 row" if size == 1 else f"{size:,.0f} rows"
 
 
 def _when(facts: Facts) -> str | None:
