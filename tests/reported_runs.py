@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from ranked_runs import PROFILE
 from rankmill import markers, runs
 from rankmill.commit import CommitSettings, commit_shard
 from rankmill.config import load_config
 from rankmill.store import Store
-from ranked_runs import PROFILE
 from test_commit import read_rows, scored
 
 FINGERPRINT = "f" * 64

@@ -98,8 +98,8 @@ def test_a_run_draws_its_report_when_it_ends(
     assert "47 pairs of 6 queries were scored" in page.text
     assert "document is null or empty" in page.text
     assert "of list 0" in page.text
-    stages = committed_stages = markers.read_markers(store)[0].stages
-    assert committed_stages.keys() == {"read", "tokenize", "rank", "write", "ended"}
+    stages = markers.read_markers(store)[0].stages
+    assert stages.keys() == {"read", "tokenize", "rank", "write", "ended"}
     assert all(seconds >= 0 for seconds in stages.values())
 
 
@@ -150,7 +150,6 @@ def test_a_run_that_is_all_in_quarantine_says_why(tmp_path: Path) -> None:
 
 def test_one_list_of_one_document_has_no_order_to_speak_of(tmp_path: Path) -> None:
     page = drawn(commit_report_run(str(tmp_path), [pairs([1])]), texts=True)
-    assert "1 pairs" not in page.text
     assert "1 pair of 1 query was scored" in page.text
 
 

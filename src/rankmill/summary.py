@@ -71,7 +71,8 @@ class Histogram:
     @property
     def edges(self) -> npt.NDArray[np.float64]:
         """float64 [bins + 1]."""
-        return (self.first + np.arange(len(self.counts) + 1)) * 2.0**self.exponent
+        places = np.arange(len(self.counts) + 1, dtype=np.float64)
+        return np.ldexp(self.first + places, self.exponent)
 
     def coarsened(self, exponent: int) -> Histogram:
         """The same values in wider bins."""

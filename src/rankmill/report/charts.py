@@ -297,11 +297,11 @@ def _legend(drawn: Drawing) -> None:
     drawn.axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=2, borderpad=0.2)
 
 
-def _percents(value: float, _position: int) -> str:
+def _percents(value: float, _position: float) -> str:
     return f"{100 * value:.4g} %"
 
 
-def _counts(value: float, _position: int) -> str:
+def _counts(value: float, _position: float) -> str:
     if abs(value) < 1000:
         return f"{value:g}"
     size = (f"{value / 1e9:g} G", f"{value / 1e6:g} M", f"{value / 1e3:g} k")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,8 +93,9 @@ def _sample(found: list[Marker], most: int) -> list[Marker]:
 
 
 def _stages(found: list[Marker]) -> dict[str, float]:
-    seconds: Counter[str] = Counter()
-    for marker in found:
-        seconds["score"] += marker.seconds
-        seconds.update({k: v for k, v in marker.stages.items() if k != "ended"})
-    return {k: seconds[k] for k in ("read", "tokenize", "score", "rank", "write") if seconds[k]}
+    seconds = {
+        name: sum(marker.stages.get(name, 0.0) for marker in found)
+        for name in ("read", "tokenize", "rank", "write")
+    }
+    seconds["score"] = sum(marker.seconds for marker in found)
+    return {name: spent for name, spent in seconds.items() if spent}

@@ -42,7 +42,8 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 _LEFT_OUT = ("font", "font-family", "stroke-linecap", "stroke-linejoin", "stroke-miterlimit")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
-_STYLE: dict[str, Any] = {
+# Matplotlib's annotations know no dict of its own settings.
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "text.color": INK,
