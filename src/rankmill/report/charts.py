@@ -49,7 +49,10 @@ def draw_scores(summary: Summary) -> Markup | None:
             shares = np.array(found.counts) / found.total
             drawn.axes.stairs(shares, found.edges, fill=True, color=colour, alpha=depth, lw=0)
             drawn.axes.stairs(shares, found.edges, color=colour, linewidth=1.3, label=name)
-        drawn.axes.set(xlabel="raw score", ylabel="share", ylim=(0, None), xlim=_most_of(whole))
+        low, high = zip(_most_of(whole), _most_of(first))
+        drawn.axes.set(
+            xlabel="raw score", ylabel="share", ylim=(0, None), xlim=(min(low), max(high))
+        )
         drawn.axes.yaxis.set_major_formatter(_percents)
         _legend(drawn)
         return drawn.svg("Distribution of raw scores, of all rows and of those ranked first")
@@ -107,7 +110,7 @@ def draw_moves(summary: Summary) -> Markup | None:
     totals = np.maximum(moves.sum(axis=1, keepdims=True), 1)
     shares = moves / totals
     most = float(shares.max())
-    with drawing("moves", height=300) as drawn:
+    with drawing("moves", height=290) as drawn:
         for before, after in np.argwhere(moves > 0).tolist():
             share = float(shares[before, after])
             cell = Rectangle(
@@ -124,7 +127,7 @@ def draw_moves(summary: Summary) -> Markup | None:
                     after,
                     before,
                     f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %",
-                    color=CARD if share > 0.6 * most else INK,
+                    color=CARD if share > 0.75 * most else INK,
                     ha="center",
                     va="center",
                     fontsize=9,
@@ -186,7 +189,7 @@ def draw_agreement(summary: Summary) -> Markup | None:
         )
         drawn.axes.set(xlabel="correlation of both orders", ylabel="queries", xlim=(-1.03, 1.03))
         drawn.axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
-        drawn.axes.yaxis.set_major_formatter(_counts)
+        _whole_numbers(drawn)
         return drawn.svg("Queries by the correlation of the new order with the input's")
 
 
@@ -211,7 +214,7 @@ def draw_lengths(summary: Summary) -> Markup | None:
             below = below + counts
         drawn.axes.set(xlabel="tokens of both texts", ylabel="pairs", xlim=(0, _most_of(whole)[1]))
         drawn.axes.xaxis.set_major_formatter(_counts)
-        drawn.axes.yaxis.set_major_formatter(_counts)
+        _whole_numbers(drawn)
         _legend(drawn)
         return drawn.svg("Pairs by their length in tokens")
 
@@ -299,6 +302,11 @@ def _legend(drawn: Drawing) -> None:
 
 def _percents(value: float, _position: float) -> str:
     return f"{100 * value:.4g} %"
+
+
+def _whole_numbers(drawn: Drawing) -> None:
+    drawn.axes.yaxis.get_major_locator().set_params(integer=True)
+    drawn.axes.yaxis.set_major_formatter(_counts)
 
 
 def _counts(value: float, _position: float) -> str:

@@ -107,7 +107,7 @@ class Drawing:
 
 
 @contextmanager
-def drawing(name: str, width: float = 440, height: float = 240) -> Iterator[Drawing]:
+def drawing(name: str, width: float = 400, height: float = 230) -> Iterator[Drawing]:
     """An empty figure with one pair of axes. name: of its own on the page; it makes ids differ."""
     import matplotlib
     from matplotlib.figure import Figure
