@@ -77,6 +77,19 @@ def test_charts_of_a_page_share_no_id(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_charts_take_every_colour_from_the_page(tmp_path: Path) -> None:
+    page = drawn(commit_report_run(str(tmp_path), [pairs([30, 12])]))
+    drawn_with = {
+        attributes.get("fill", "black")
+        for tag, attributes in page.elements
+        if tag in ("text", "use") or (tag == "path" and "id" not in attributes)
+    }
+    drawn_with |= {a["stroke"] for _, a in page.elements if "stroke" in a}
+    assert {str(colour) for colour in drawn_with if not str(colour).startswith("var(--")} == {
+        "none"
+    }
+
+
 def test_a_run_draws_its_report_when_it_ends(
     tmp_path: Path, ray_cluster: None, tiny_model, write_pairs
 ) -> None:

@@ -305,7 +305,9 @@ def _percents(value: float, _position: float) -> str:
 
 
 def _whole_numbers(drawn: Drawing) -> None:
-    drawn.axes.yaxis.get_major_locator().set_params(integer=True)
+    from matplotlib.ticker import MaxNLocator
+
+    drawn.axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     drawn.axes.yaxis.set_major_formatter(_counts)
 
 

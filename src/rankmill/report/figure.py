@@ -112,7 +112,9 @@ def drawing(name: str, width: float = 400, height: float = 230) -> Iterator[Draw
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # not what a user has set up for plots of their own
+        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name})
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
         yield Drawing(figure, figure.add_subplot(), width, height)
 
