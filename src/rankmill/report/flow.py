@@ -104,7 +104,7 @@ def _columns(nodes: Sequence[Node], width: float) -> list[float]:
 
 def _place(nodes: Sequence[Node], width: float) -> float:
     """Stack each column's nodes below each other; the height of it all."""
-    full = max(70.0, min(150.0, width / 6))
+    full = max(70.0, min(120.0, width / 6))
     whole = nodes[0].rows
     lowest = 0.0
     for column in range(max(node.column for node in nodes) + 1):
