@@ -112,7 +112,9 @@ def test_the_help_of_every_command_has_an_example(command):
 
 
 def test_the_commands_of_the_contract_are_there():
-    assert {"demo", "rerank", "plan", "status", "evaluate", "export", "models"} <= set(COMMANDS)
+    assert {"demo", "rerank", "plan", "status", "report", "evaluate", "export", "models"} <= set(
+        COMMANDS
+    )
 
 
 # What a finished run prints
@@ -242,6 +244,12 @@ def test_status_of_a_folder_without_a_run_exits_2(rankmill, tmp_path):
     assert f"There is no run at {tmp_path}" in done.err
 
 
+def test_a_report_of_a_folder_without_a_run_exits_2(rankmill, tmp_path):
+    done = rankmill("report", tmp_path)
+    assert done.code == 2
+    assert f"There is no run at {tmp_path}" in done.err
+
+
 def test_an_unknown_option_exits_2(rankmill):
     done = rankmill("rerank", "--ouput", "x")
     assert done.code == 2
@@ -359,6 +367,14 @@ def test_status_of_a_complete_run(rankmill, finished):
     assert done.code == 0
     assert "state complete shards committed 3 of 3 rows done 60 of about 60" in plain(done.out)
     assert "damaged" not in done.out
+
+
+def test_a_report_is_there_and_is_drawn_again(rankmill, finished):
+    report = finished[0] / "_rankmill/report.html"
+    assert "what is shard 0" not in report.read_text()
+    done = rankmill("report", finished[0], "--texts")
+    assert (done.code, done.out) == (0, f"{report}\n")
+    assert "what is shard 0" in report.read_text()
 
 
 def test_status_of_a_half_finished_run(rankmill, half_finished):

@@ -56,7 +56,9 @@ def read_rows(table: pa.Table, url: str = "/input/a.parquet") -> pa.Table:
     """A table as a read task hands it on."""
     table = table.append_column(ORIGIN_ROW, pa.array(range(table.num_rows), pa.int64()))
     places = json.dumps([[url, 0, table.num_rows]])
-    return table.replace_schema_metadata({"places": places, "rows": str(table.num_rows)})
+    return table.replace_schema_metadata(
+        {"places": places, "rows": str(table.num_rows), "seconds": "0.1"}
+    )
 
 
 def scored(
@@ -101,8 +103,13 @@ def scored(
                 "pair": pa.array(pair, pa.int32()),
                 "reason": checked.reason,
             }
-        ).replace_schema_metadata({"several_texts": str(checked.several_texts)}),
-        pairs=pa.table({"digest": pa.array(digests, pa.binary(16)), "dropped": zeros}),
+        ).replace_schema_metadata({"several_texts": str(checked.several_texts), "seconds": "0.2"}),
+        pairs=pa.table(
+            {
+                "digest": pa.array(digests, pa.binary(16)),
+                **dict.fromkeys(("query_kept", "document_kept", "dropped"), zeros),
+            }
+        ),
         scores=pa.table(
             {
                 "score": pa.array([score_of.get(text, 0.0) for text in distinct], pa.float32()),
@@ -433,7 +440,12 @@ def test_markers_survive_being_stored(tmp_path):
     settings = commit_settings(tmp_path)
     envelope = scored(TWO_LISTS, SCORES, shard=2)
     commit_shard(envelope, settings)
-    assert markers.read_markers(settings.store) == {2: finish_shard(envelope, settings).marker}
+    found, expected = (
+        markers.read_markers(settings.store)[2],
+        finish_shard(envelope, settings).marker,
+    )
+    assert found.stages.keys() == {"read", "tokenize", "rank", "write", "ended"}
+    assert replace(found, stages=expected.stages) == expected, "all but the times of the commit"
     assert markers.read_markers(settings.store, known=[2]) == {}
 
 
@@ -504,7 +516,8 @@ def test_a_process_killed_while_committing_leaves_whole_files_or_none(tmp_path):
     listed = integrity.sizes(settings.store)
     for shard, marker in found.items():
         assert integrity.glance(marker, settings.fingerprint, listed) is None
-        assert marker == finish_shard(replace(envelope, shard=shard), settings).marker
+        expected = finish_shard(replace(envelope, shard=shard), settings).marker
+        assert replace(marker, stages=expected.stages) == expected
     visible = list(output.rglob("*.parquet"))
     assert len(found) <= len(visible) <= len(found) + 1
     for path in visible:

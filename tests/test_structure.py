@@ -24,7 +24,7 @@ LAYERS = [
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "windows"],
+    ["agreement", "summary", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -43,6 +43,7 @@ LAYERS = [
     ["pipeline"],
     # Whole runs, and readers of committed output.
     ["prepared", "progress"],
+    ["report"],
     ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
     ["demo"],
     ["console"],

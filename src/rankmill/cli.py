@@ -19,6 +19,7 @@ from rankmill.export_command import export_command
 from rankmill.models.presets import presets
 from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
+from rankmill.report import draw_report
 from rankmill.status import read_status
 from rankmill.verify import verify
 
@@ -162,6 +163,27 @@ def status(
         out.print(console.status_table(found))
     if found.damaged:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="The output folder of a run, finished or not.")],
+    texts: Annotated[
+        bool | None,
+        typer.Option(
+            "--texts/--no-texts",
+            help="Show the documents that moved most; unless given, as the run's report.texts.",
+        ),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="AWS profile.")] = None,
+) -> None:
+    """Draw the HTML report of a run again, from its own files, and print where it is.
+
+    [bold]Example[/]
+
+      rankmill report ranked/ --texts
+    """
+    print(draw_report(output, profile, texts))
 
 
 @app.command("evaluate")

@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from rankmill import markers, rank, rows, schema, stages
+from rankmill import markers, rank, rows, schema, stages, summary
 from rankmill.envelope import Envelope
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, WrittenFile
 from rankmill.schema import ORIGIN_ROW
@@ -90,10 +90,15 @@ def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
         note = {"shard": envelope.shard, "error": envelope.error}
         store.write(markers.failure_name(envelope.shard), json.dumps(note).encode())
         return
+    ended, started = time.time(), time.perf_counter()
     finished = finish_shard(envelope, settings)
+    ranked = time.perf_counter()
     for name, content in finished.contents.items():
         store.write(name, content)
-    store.write(markers.marker_name(envelope.shard), finished.marker.to_bytes())
+    written = time.perf_counter()
+    times = {"ended": ended, "rank": ranked - started, "write": written - ranked}
+    marker = replace(finished.marker, stages=finished.marker.stages | times)
+    store.write(markers.marker_name(envelope.shard), marker.to_bytes())
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,28 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         counters=counters,
         degraded=cost["degraded"],
         seconds=cost["seconds"],
+        stages=_seconds_before_scoring(envelope.rows, envelope.facts),
+        summary=summary.summarize(
+            envelope.shard,
+            query[kept],
+            score[kept],
+            ranking.rows,
+            *_lengths(envelope.pairs),
+        ).to_text(),
     )
     return FinishedShard({name: content for name, _, content in files}, marker)
+
+
+def _seconds_before_scoring(read: pa.Table, tokenized: pa.Table) -> dict[str, float]:
+    tables = {"read": read, "tokenize": tokenized}
+    return {name: float(table.schema.metadata[b"seconds"]) for name, table in tables.items()}
+
+
+def _lengths(pairs: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Tokens of each distinct pair before it was cut, and those of them that were cut."""
+    kept = ("query_kept", "document_kept", "dropped")
+    query, document, dropped = (pairs.column(name).to_numpy() for name in kept)
+    return query + document + dropped, dropped
 
 
 def _part(

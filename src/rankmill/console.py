@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rankmill import runs
 from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
 from rankmill.evaluate import Evaluation
@@ -130,6 +131,7 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
         ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),
         ("time", duration(manifest["seconds"])),
         ("pairs/s", f"{manifest['pairs_per_second']:,.0f}"),
+        ("report", f"{output}/{runs.REPORT}"),
     ]
     rows += [(f"    {reason}", f"{count:,}") for reason, count in manifest["quarantine"].items()]
     return facts_table(rows)
@@ -256,7 +258,7 @@ def print_demo(out: Console, found: DemoResult) -> None:
     lines = (
         f"Done: {run.counters.pairs_scored:,} pairs in {duration(seconds)} ({rate:,.0f} pairs/s).",
         f"Ranked table:  {run.output}",
-        f"What was done: {run.output}/_rankmill/manifest.json",
+        f"What was done: {run.output}/{runs.REPORT}",
         "",
         "Now your own table (Parquet with query_id, query, doc_id, document):",
         "  rankmill rerank --input candidates.parquet --output ranked --model demo",

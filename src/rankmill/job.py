@@ -28,6 +28,7 @@ from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
 from rankmill.prepared import Prepared, carried_columns, prepare
 from rankmill.profile import SCORING_VERSION, Profile, with_threads
 from rankmill.progress import Listener, Watch
+from rankmill.report import draw_or_warn
 from rankmill.runs import Run
 from rankmill.stages import StageSettings
 from rankmill.store import Store
@@ -115,6 +116,7 @@ def rerank(
             watch.finish()
             # What counts is what lies in the output now, whatever was seen on the way.
             done, _ = output.committed(ready.store, run.fingerprint)
+            stack.callback(draw_or_warn, ready.store, done, ready.config.report.texts)
             return _finish(ready, run, pool, done, time.monotonic() - started)
         except OSError as error:
             raise RunFailed(

@@ -96,7 +96,11 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Marker:
-    """A committed shard: its files and what became of its rows."""
+    """A committed shard: its files and what became of its rows.
+
+    seconds: of scoring. stages: seconds of the others by name, and `ended`, when scoring was over
+    (seconds since 1970). summary: as `summary.Summary.to_text` writes it.
+    """
 
     shard: int
     fingerprint: str
@@ -104,6 +108,8 @@ class Marker:
     counters: Counters
     degraded: bool
     seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+    summary: str = ""
 
     @property
     def part(self) -> WrittenFile:

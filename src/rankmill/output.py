@@ -158,7 +158,7 @@ def remove_old(store: Store) -> None:
     So no reader takes half a run for a whole one, and a crash midway leaves no marker without its
     part.
     """
-    store.delete([runs.SUCCESS, runs.MANIFEST])
+    store.delete([runs.SUCCESS, runs.MANIFEST, runs.REPORT])
     for folder in ("shards", "scores", "quarantine", "failed", "attempts", "tmp"):
         store.delete_folder(f"{PRIVATE}/{folder}")
     store.delete([name for name in store.sizes() if _PART.fullmatch(name)])

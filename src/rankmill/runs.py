@@ -26,6 +26,7 @@ from rankmill.store import Store
 
 RUN = f"{PRIVATE}/run.json"
 MANIFEST = f"{PRIVATE}/manifest.json"
+REPORT = f"{PRIVATE}/report.html"
 SUCCESS = "_SUCCESS"
 _LIBRARIES = (
     "rankmill",

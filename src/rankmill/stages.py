@@ -46,6 +46,7 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
     (its distinct pair, -1 when it is not scored), reason string (null unless quarantined);
     `pairs`, a row a distinct pair; and `texts`, token ids of the distinct texts.
     """
+    started = time.perf_counter()
     table = envelope.rows
     assert table is not None, "a shard without an error has rows"
     checked = rows.check(table, settings.columns, settings.has_query_id, settings.max_text_bytes)
@@ -65,10 +66,11 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
     cut = tokenizer.tokenize([*queries, *documents], query, document + np.int32(len(queries)))
     pair = np.full(len(wanted), -1, np.int32)
     pair[wanted] = inverse
+    digests = tokens.pair_digests(queries, documents, query, document)
+    seconds = str(time.perf_counter() - started)
     facts = pa.table(
         {"query": checked.query, "pair": pair, "reason": checked.reason}
-    ).replace_schema_metadata({"several_texts": str(checked.several_texts)})
-    digests = tokens.pair_digests(queries, documents, query, document)
+    ).replace_schema_metadata({"several_texts": str(checked.several_texts), "seconds": seconds})
     return replace(
         envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(cut.texts)
     )
