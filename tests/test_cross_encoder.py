@@ -34,6 +34,8 @@ MODELS: dict[str, tuple[Callable[[Path], Path], int]] = {
         20,
     ),
     "XLM-R": (partial(tiny_models.xlm_roberta, hidden_size=128, max_position_embeddings=514), 20),
+    "DeBERTa-v2": (partial(tiny_models.deberta_v2, hidden_size=128), 10),
+    "GTE": (partial(tiny_models.gte, hidden_size=128), 10),
 }
 
 
