@@ -28,6 +28,7 @@ class StandInTokenizer(PairTokenizer):
     """Gives every text eight tokens without looking at it."""
 
     def __init__(self, rules: PairRules) -> None:
+        self._prefix = ""
         self.rules = rules
         self.template = _TEMPLATE
         self.fixed_tokens = _TEMPLATE.special
