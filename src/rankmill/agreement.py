@@ -65,11 +65,12 @@ def kendall_tau(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating
     """
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return -1.0
-    left, right = (np.sign(values[:, None] - values[None, :]) for values in (first, second))
-    norm = np.sqrt(np.sum(left**2) * np.sum(right**2))
-    if norm == 0:
-        return 1.0 if not (left.any() or right.any()) else -1.0
-    return float(np.sum(left * right) / norm)
+    from scipy.stats import kendalltau  # late: a second that other commands do not need
+
+    constant = [bool((values[1:] == values[:-1]).all()) for values in (first, second)]
+    if any(constant):
+        return 1.0 if all(constant) else -1.0
+    return float(kendalltau(first, second).statistic)
 
 
 def _overlap(exact: Float32, found: Float32) -> float:

@@ -31,7 +31,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 # M-parameter model. CUDA: see `cuda_token_budget`.
 TOKEN_BUDGET: dict[Literal["cpu", "mps"], int] = {"cpu": 1024, "mps": 8192}
 # OpenVINO, 2 streams, bf16, the same machine idle, pairs/s at 1,024 | 2,048 | 4,096 tokens: tiny-v2
-# shape (5e6 operations a token) 745 | 863 | 913; MiniLM-L6 (2e7) 116 | 114 | 109; xsmall-v2 (2e7)
+# shape (6e6 operations a token) 745 | 863 | 913; MiniLM-L6 (2e7) 116 | 114 | 109; xsmall-v2 (2e7)
 # 96 | 97 | 92; XLM-R base (2e8) 17.0 | 16.3 | 13.8. So: up to so many operations, so many tokens.
 OPENVINO_TOKEN_BUDGET = ((1e7, 4096), (1e8, 2048), (math.inf, 1024))
 # None of these is measured yet (`benchmarks/gpu.py` does). A batch should keep a GPU busy for as
