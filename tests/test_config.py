@@ -7,16 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from rankmill.config import (
-    InputConfig,
-    ModelConfig,
-    OutputConfig,
-    RunConfig,
-    load_config,
-    parse_override,
-    read_section,
-)
+from rankmill.config import InputConfig, ModelConfig, OutputConfig, RunConfig, load_config
 from rankmill.errors import ConfigError
+from rankmill.settings import parse_override, read_section
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"input.path": "in", "output.path": "out", "model.name": "demo"}

@@ -37,11 +37,12 @@ from transformers import (
 import rankmill
 from conftest import make_pairs
 from rankmill import Scorer, job, storage
-from rankmill.config import ModelConfig, load_config, read_section
+from rankmill.config import ModelConfig, load_config
 from rankmill.errors import ConfigError, ModelError, RunFailed
 from rankmill.models import Description, jina_bert, locate
 from rankmill.models.describe import describe
 from rankmill.profile import Profile
+from rankmill.settings import read_section
 from rankmill.tokens import PairRules
 from rankmill.windows import assemble, cut
 

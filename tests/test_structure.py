@@ -19,7 +19,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     ["masking"],
     ["errors", "settings_yaml"],
-    ["schema"],
+    ["schema", "settings"],
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.

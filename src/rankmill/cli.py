@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from rankmill import console, job, model_tables
-from rankmill.config import RunConfig, Setting, has_credentials, load_config, parse_override
+from rankmill.config import RunConfig, has_credentials, load_config
 from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate import METRICS, evaluate
 from rankmill.export_command import export_command
@@ -20,6 +20,7 @@ from rankmill.models.presets import presets
 from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
 from rankmill.report import draw_report
+from rankmill.settings import Setting, parse_override
 from rankmill.status import read_status
 from rankmill.verify import verify
 

@@ -13,21 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from rankmill import pipeline, rank, rows, schema, stages
-from rankmill.config import (
-    AskedPrecision,
-    ColumnNames,
-    ComputeConfig,
-    InputConfig,
-    ModelConfig,
-    Setting,
-    read_section,
-)
+from rankmill.config import AskedPrecision, ColumnNames, ComputeConfig, InputConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
 from rankmill.profile import Backend, Profile
+from rankmill.settings import Setting, read_section
 from rankmill.stages import StageSettings
 from rankmill.tokens import Overflow, PairRules, Pooling, Truncation
 

@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from rankmill import console, model_tables
-from rankmill.config import Setting, load_config, parse_override
+from rankmill.config import load_config
 from rankmill.quantize import MIN_AGREEMENT, quantize
+from rankmill.settings import Setting, parse_override
 
 
 def quantize_command(

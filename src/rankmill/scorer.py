@@ -13,12 +13,13 @@ import numpy.typing as npt
 from rankmill import profile as profiles
 from rankmill.backend import resolve
 from rankmill.batches import make_batches
-from rankmill.config import AskedPrecision, ComputeConfig, ModelConfig, Slopes, read_section
+from rankmill.config import AskedPrecision, ComputeConfig, ModelConfig, Slopes
 from rankmill.errors import ConfigError, InputError
 from rankmill.flight import Indices, ScoredBatch, run_batches
 from rankmill.models import ScorerModel
 from rankmill.models.describe import describe
 from rankmill.profile import Backend, Profile
+from rankmill.settings import read_section
 from rankmill.tokens import (
     Float32,
     Overflow,
