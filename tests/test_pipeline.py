@@ -56,7 +56,8 @@ def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
     pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
     bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
-    return pipeline.graph(source, _stage_settings(ready, profile), pool, bounds)
+    (settings,) = _stage_settings(ready, [profile])
+    return pipeline.graph(source, [(settings, pool)], bounds)
 
 
 def test_stages_are_not_fused(prepared: Prepared) -> None:

@@ -24,7 +24,7 @@ from rankmill import markers, outcome, rank, schema, summary
 from rankmill.envelope import Envelope, Scored
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, ModelCost, WrittenFile
 from rankmill.outcome import Outcome
-from rankmill.results import Results
+from rankmill.results import ONE_MODEL, Results
 from rankmill.schema import ORIGIN_ROW
 from rankmill.store import Store
 
@@ -48,7 +48,7 @@ class CommitSettings:
     top_k: int | None
     min_score: float | None
     metadata: Mapping[str, str]
-    results: Results = Results()
+    results: Results = ONE_MODEL
 
 
 class ShardSink(Datasink[int]):

@@ -121,7 +121,8 @@ class Marker:
     """A committed shard: its files and what became of its rows.
 
     seconds: of scoring. stages: seconds of the others by name, and `ended`, when scoring was over
-    (seconds since 1970). models: of a run with several, what each did, in their order. summary: as `summary.Summary.to_text` writes it.
+    (seconds since 1970). models: of a run with several, what each did. summary: as
+    `summary.Summary.to_text` writes it.
     """
 
     shard: int

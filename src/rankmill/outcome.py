@@ -50,8 +50,9 @@ def of_rows(done: Sequence[Scored], results: Results) -> Outcome:
     reason = _reasons(done, pairs, scores, results.labels)
     seen = np.array([pair >= 0 for pair in pairs])
     stage = np.where(seen, np.arange(1, len(done) + 1, dtype=np.int32)[:, None], 0).max(axis=0)
-    # Whose score a row has; where no model scored it, all of them say so.
-    whose = np.maximum(stage, 1) - 1 if results.stages else np.full(len(reason), results.deciding - 1)
+    # Whose score a row has; of one that no model saw, all of them hold none.
+    last = np.maximum(stage, 1) if results.stages else np.full(len(reason), results.deciding)
+    whose = last - 1
     row = np.arange(len(reason))
     return Outcome(
         query=done[0].facts.column("query").to_numpy(),
@@ -79,11 +80,13 @@ def _reasons(
     """Why rows go to quarantine: what is wrong with them first, then what the first model said."""
     reason = pc.coalesce(*(one.facts.column("reason").combine_chunks() for one in done))
     found = np.array(reason.to_pylist(), dtype=object)
+    is_good = reason.is_null().to_numpy(zero_copy_only=False)
     for one, pair, score, label in zip(done, pairs, scores, labels, strict=True):
-        unscored = (pair >= 0) & ~np.isfinite(score) & np.equal(found, None)
+        unscored = (pair >= 0) & ~np.isfinite(score) & is_good
         why = pc.fill_null(one.scores.column("reason"), rows.BAD_SCORE).to_pylist()
         told = [f"{label}: {each}" if label else each for each in why]
         found[unscored] = np.array(told, dtype=object)[pair[unscored]]
+        is_good = is_good & ~unscored
     return found
 
 

@@ -222,7 +222,8 @@ def _scores(folder: Path, pairs: TokenizedPairs, tokenizer: Tokenizer, run: Prof
 
 def _settings(config: RunConfig, rules: PairRules, run: Profile, seed: int) -> dict[str, Any]:
     """What changes calibration, beside the texts and the model."""
-    given = config.one_model.model_dump(mode="json", exclude={"name", "revision", "scorer", "backend"})
+    unlike = {"name", "revision", "scorer", "backend"}
+    given = config.one_model.model_dump(mode="json", exclude=unlike)
     return given | {
         "max_length": rules.max_length,
         "depth": config.input.depth,

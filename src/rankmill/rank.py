@@ -40,8 +40,8 @@ def rank_rows(
     NaN where a row was not scored (it keeps its input order below the scored rows). Ranks are
     given before `top_k` and `min_score` cut; a row without a score falls below any `min_score`.
     missed: int32 [rows], how many of a cascade's last stages did not see the row, whose score is
-    that of the stage before those; rows that missed any fall below any `min_score`, too, which is on
-    the last stage's scale.
+    that of the stage before those; rows that missed any fall below any `min_score`, too, which is
+    on the last stage's scale.
     """
     if missed is None:
         missed = np.zeros(len(query), np.int32)

@@ -61,6 +61,9 @@ class Results:
         return cls(len(config.get("stages") or ()), names, ranked_by)
 
 
+ONE_MODEL = Results()
+
+
 def refuse_several_ways(model: bool, stages: int, names: Sequence[str]) -> None:
     """Raise `ValueError` unless a run has one model, or several in one of the two ways."""
     ways = {"model": int(model), "stages": stages, "models": len(names)}
