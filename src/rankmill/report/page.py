@@ -149,6 +149,8 @@ _DEFAULTS = RunConfig(
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
