@@ -3,6 +3,7 @@ side by side. How they share a cluster is in test_portions.py."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.data import DataContext
 from ray.data._internal.logical.optimizers import get_execution_plan
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from conftest import make_pairs
@@ -47,14 +49,18 @@ Folder = Callable[..., str]
 
 @pytest.fixture
 def folder(tiny_model: Callable[[str], str], tmp_path: Path) -> Folder:
-    """A model's folder whose scorer costs nothing; words may have faults: `folder(plate="nan")`."""
+    """A model's folder whose scorer costs nothing; words may have faults: `folder(plate="nan")`.
+
+    switch: a file without which there are no faults; it is gone after the first.
+    """
     tokenizer = AutoTokenizer.from_pretrained(tiny_model("bert"))
 
-    def make(name: str = "model", **faults: str) -> str:
+    def make(name: str = "model", switch: Path | None = None, **faults: str) -> str:
         there = tmp_path / name
         tokenizer.save_pretrained(there)
         tokens = {word: tokenizer.convert_tokens_to_ids(word) for word in faults}
-        poison = {str(tokens[word]): fault for word, fault in faults.items()}
+        poison: dict[str, Any] = {str(tokens[word]): fault for word, fault in faults.items()}
+        poison |= {} if switch is None else {"switch": str(switch), "once": True}
         (there / "poison.json").write_text(json.dumps(poison))
         return str(there)
 
@@ -87,9 +93,12 @@ def test_a_cascade_scores_again_what_its_first_stage_found_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
-    table, model = make_pairs(6, 10), folder()
+    table, model, switch = make_pairs(6, 10), folder(), tmp_path / "switch"
+    documents = [f"{document} plate" for document in table["document"].to_pylist()]
+    table = table.set_column(3, "document", pa.array(documents))
     path = write_pairs(table)
-    both = [asked(model, max_query_tokens=1, keep=KEEP), asked(model)]
+    deadly = folder("second", switch, plate="exit")
+    both = [asked(model, max_query_tokens=1, keep=KEEP), asked(deadly)]
     wanted = config(tmp_path, path, stages=both)
     estimates = prepare(wanted).estimates
     assert [one.pairs for one in estimates] == [60, 6 * KEEP]
@@ -127,16 +136,21 @@ def test_a_cascade_scores_again_what_its_first_stage_found_best(
     assert "score, stage 1" in report
     assert "score, stage 2" in report
 
-    # Killed before its second shard, it goes on with other workers to the same bytes.
+    # Without its second shard it goes on, with more workers, one of which dies, to the same bytes.
     parts = [Path(file).read_bytes() for file in result.files]
     (Path(result.output) / "_SUCCESS").unlink()
     (private / "shards/00001.json").unlink()
+    switch.touch()
     again = rerank(config(tmp_path, path, stages=both, compute__workers=3))
+    assert not switch.exists(), "the second stage's process died"
     assert again.manifest["shards_resumed"] == 2
     assert [Path(file).read_bytes() for file in again.files] == parts
     facts = console.plan_facts(prepare(wanted), None)
     assert [one["pairs_estimated"] for one in facts["models"]] == [60, 6 * KEEP]
     assert sum(one["share"] for one in facts["models"]) == pytest.approx(1)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(console.plan_table(facts))
+    assert f"about {6 * KEEP} pairs of up to 512 tokens" in shown.getvalue()
 
     # A change of any stage makes another run.
     other = [both[0] | {"keep": 5}, both[1]]
@@ -152,6 +166,16 @@ def test_a_cascade_scores_again_what_its_first_stage_found_best(
         export(result.output, tmp_path / "pairs", format="labeled-pair")
     last = export(result.output, tmp_path / "pairs", format="labeled-pair", stage=2)
     assert last.counts.examples == 6 * KEEP
+    with pytest.raises(InputError, match="scores of several stages, which do not compare"):
+        export(
+            result.output,
+            tmp_path / "agreeing",
+            format="triplet",
+            stage=2,
+            positive_max_rank=1,
+            margin=0,
+            agree_runs=[result.output],
+        )
 
 
 def test_models_side_by_side_score_every_pair_and_one_ranks(
