@@ -156,7 +156,10 @@ class StageConfig(ModelConfig):
 
 
 class ComputeConfig(Section):
-    """Where the run takes place and how much of the cluster it takes."""
+    """Where the run takes place and how much of the cluster it takes.
+
+    workers: scoring actors, of all models of the run together, but at least one of each.
+    """
 
     address: Name | None = None
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"

@@ -129,7 +129,7 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
         ("  in quarantine", f"{manifest['rows_quarantined']:,}"),
         ("pairs scored", f"{manifest['pairs_scored']:,}"),
         *(
-            (f"  {label}", f"{one['pairs']:,} by {one['model']['name']}, {one['seconds']:,.0f} s")
+            (f"  {label}", f"{one['pairs']:,} by {escape(one['model']['name'])}")
             for label, one in manifest.get("models", {}).items()
         ),
         ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),

@@ -97,7 +97,7 @@ class ModelCost:
 
 def add_costs(found: Iterable[Marker]) -> list[ModelCost]:
     """What each of a run's models did for all these shards; nothing where the run has one."""
-    by_model = zip(*(marker.models for marker in found), strict=True)
+    by_model = zip(*(marker.models for marker in found))
     return [sum(costs, ModelCost()) for costs in by_model]
 
 
