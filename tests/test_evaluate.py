@@ -439,7 +439,7 @@ QRELS = qrels_frame(("q", "a", 1))
             qrels_frame(("q", "a", 1), ("q", "a", 2)),
             ["document a of query q", "twice"],
         ),
-        (ranked_frame(("q-1", "a", 1)), QRELS, ["['q-1']", "['q']"]),
+        (ranked_frame(("q-1", "a", 1)), QRELS, ["'q-1'", "'q'"]),
         (ranked_frame()[:0], QRELS, ["0 ranked queries"]),
         (ranked_frame(("q", "a", "first")), QRELS, ["rerank_rank", "string"]),
         (ranked_frame(("q", 0.5, 1)), QRELS, ["doc_id", "double"]),
@@ -459,7 +459,7 @@ def test_a_missing_baseline_column_is_named():
         evaluate(ranked_frame(("q", "a", 1)), QRELS, baseline="bm25_rank")
 
 
-@pytest.mark.parametrize("metric", ["ndcg", "ndcg@", "ndcg@0", "ndcg@-1", "bleu@10", "", "map@1.5"])
+@pytest.mark.parametrize("metric", ["hit", "ndcg@", "ndcg@0", "ndcg@-1", "bleu@10", "", "map@1.5"])
 def test_an_unknown_metric_names_the_accepted_ones(metric):
     with pytest.raises(ConfigError, match="ndcg@10, map@10, mrr@10, hit@10, recall@10"):
         evaluate(ranked_frame(("q", "a", 1)), QRELS, metrics=[metric])

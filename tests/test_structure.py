@@ -42,9 +42,9 @@ LAYERS = [
     # Whole runs, and readers of committed output.
     ["progress"],
     ["dataset", "evaluate", "export", "job", "status", "verify"],
-    ["demo"],
+    ["compare", "demo", "evaluation_tables"],
     ["console"],
-    ["export_command"],
+    ["evaluate_command", "export_command"],
     ["__init__", "cli"],
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -1,0 +1,162 @@
+"""The command `evaluate`: its options, in the groups in which `--help` shows them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+
+from rankmill import storage
+from rankmill.errors import ConfigError
+from rankmill.evaluate import METRICS, evaluate
+from rankmill.evaluation_tables import print_evaluation
+
+_PART = re.compile(r"part-\d{5,}\.parquet")
+
+
+def _comparing(text: str) -> Any:  # noqa: ANN401 - typer's own options have no public type
+    return typer.Option(help=text, rich_help_panel="Comparing")
+
+
+def _columns(text: str) -> Any:  # noqa: ANN401
+    return typer.Option(help=text, rich_help_panel="Columns")
+
+
+def evaluate_command(
+    ranked: Annotated[
+        list[str],
+        typer.Argument(help="A ranked table (file, folder, glob), or several to compare."),
+    ],
+    qrels: Annotated[str, typer.Option(help="Judgements: Parquet, TREC or BEIR TSV, also .gz.")],
+    metrics: Annotated[
+        str,
+        typer.Option(help="Names joined by commas: ndcg, map, mrr, hit, recall, precision, @k."),
+    ] = ",".join(METRICS),
+    baseline: Annotated[
+        str | None, _comparing("A column with another order to compare with, e.g. bm25_rank.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, _comparing("Slice the queries by this column; repeatable.")
+    ] = None,
+    queries: Annotated[
+        str | None, _comparing("Parquet with a row a query, for columns to slice by.")
+    ] = None,
+    depths: Annotated[
+        str | None,
+        _comparing("Quality had only the baseline's first N been reranked: 5,10,20,50,100."),
+    ] = None,
+    resamples: Annotated[int, _comparing("Draws of each test.")] = 10_000,
+    seed: Annotated[int, _comparing("Of the tests.")] = 0,
+    prefix: Annotated[str, _columns("The run's output.column_prefix.")] = "rerank_",
+    query_id: Annotated[str, _columns("The ranked table's query column.")] = "query_id",
+    doc_id: Annotated[str, _columns("The ranked table's document column.")] = "doc_id",
+    per_query: Annotated[
+        str | None,
+        typer.Option(help="Write a row a query to this .parquet, .csv, .tsv or .jsonl file."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Machine-readable; nothing else on stdout.")
+    ] = False,
+) -> None:
+    """Measure rankings against judgements, as trec_eval does.
+
+    [bold]Examples[/]
+
+      rankmill evaluate ranked/ --qrels qrels.parquet --baseline bm25_rank
+
+      rankmill evaluate old/ new/ --qrels qrels.tsv.gz --metrics ndcg@10,map --by language
+
+      rankmill evaluate ranked/ --qrels qrels.tsv --baseline bm25_rank --depths 5,10,20,50
+    """
+    write = None if per_query is None else _writer(per_query)
+    runs = name_runs(ranked)
+    found = evaluate(
+        runs if len(runs) > 1 else next(iter(runs.values())),
+        qrels,
+        metrics=metrics,
+        baseline=baseline,
+        by=by or (),
+        queries=queries,
+        depths=depths or (),
+        prefix=prefix,
+        ids=(query_id, doc_id),
+        resamples=resamples,
+        seed=seed,
+    )
+    if write is not None and per_query is not None:
+        _store(per_query, write(found.per_query))
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    else:
+        print_evaluation(Console(highlight=False), found)
+
+
+def name_runs(paths: list[str]) -> dict[str, str | list[str]]:
+    """The runs among some paths, by the shortest endings that tell them apart.
+
+    Part files of one folder, as a shell's wildcard names them, are one run.
+    """
+    runs: dict[str, str | list[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if not _PART.fullmatch(name):
+            runs[path] = path
+            continue
+        parts = runs.setdefault(folder or ".", [])
+        if isinstance(parts, list):
+            parts.append(path)
+    split = {path: path.rstrip("/").split("/") for path in runs}
+    depth = 1
+    while depth < max(map(len, split.values())) and len(
+        {tuple(names[-depth:]) for names in split.values()}
+    ) < len(split):
+        depth += 1
+    return {"/".join(split[path][-depth:]): source for path, source in runs.items()}
+
+
+def _writer(path: str) -> Callable[[pd.DataFrame], bytes]:
+    """How to write a file of this name. Raises `ConfigError` for an ending that is not known."""
+    ending = os.path.splitext(path)[1].lower()
+    writers = {".parquet": _parquet, ".csv": _text(","), ".tsv": _text("\t"), ".jsonl": _lines}
+    if ending not in writers:
+        raise ConfigError(
+            f"--per-query {path} does not say what to write.",
+            f"End the name in {', '.join(writers)}.",
+        )
+    return writers[ending]
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    sink = io.BytesIO()
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _text(separator: str) -> Callable[[pd.DataFrame], bytes]:
+    return lambda frame: frame.to_csv(sep=separator, index=False).encode()
+
+
+def _lines(frame: pd.DataFrame) -> bytes:
+    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict("records"))
+    return "".join(rows).encode()
+
+
+def _store(path: str, content: bytes) -> None:
+    fs, bare = storage.filesystem(storage.absolute(path))
+    try:
+        with storage.os_errors():
+            fs.pipe_file(bare, content)
+    except OSError as error:
+        raise ConfigError(
+            f"--per-query {path} cannot be written: {error}.", "Check the folder."
+        ) from None
