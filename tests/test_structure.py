@@ -39,17 +39,18 @@ LAYERS = [
     ["read"],
     ["commit"],
     ["pipeline"],
+    ["exchange"],
     # Whole runs, and readers of committed output.
     ["progress"],
     ["dataset", "evaluate", "export", "job", "status", "verify"],
     ["compare", "demo", "evaluation_tables"],
-    ["console"],
-    ["evaluate_command", "export_command"],
+    ["comparison_tables", "console"],
+    ["compare_command", "evaluate_command", "export_command"],
     ["__init__", "cli"],
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
-RAY = {"read", "commit", "pipeline"}
+RAY = {"commit", "exchange", "pipeline", "read"}
 TORCH = {
     "models.causal_lm",
     "models.classifiers",
@@ -125,7 +126,7 @@ def test_all_imports_are_absolute():
 # Heavy packages
 
 
-def test_ray_stays_in_three_modules():
+def test_ray_stays_in_four_modules():
     assert modules_that(lambda path: "ray" in packages(imported_at_once(path))) == RAY
     # For type checkers only: the public signature of rerank_dataset.
     assert modules_that(lambda path: "ray" in packages(imports(tree_of(path)))) == {*RAY, "dataset"}
@@ -177,6 +178,7 @@ def test_jobs_are_thin():
 
 def test_the_public_names():
     assert set(rankmill.__all__) == {
+        "Comparison",
         "Evaluation",
         "ExportResult",
         "Profile",
@@ -186,6 +188,7 @@ def test_the_public_names():
         "Scorer",
         "ScorerModel",
         "TokenBatch",
+        "compare",
         "evaluate",
         "export",
         "load_config",

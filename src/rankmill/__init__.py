@@ -12,10 +12,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# Compare, evaluate and export at once, because function and package have one name.
+from rankmill.compare import Comparison, compare
 from rankmill.config import RunConfig, load_config
 from rankmill.errors import RankmillError
-
-# At once, because function and module have one name.
 from rankmill.evaluate import Evaluation, evaluate
 from rankmill.export import ExportResult, export
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rankmill.tokens import TokenBatch
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "ExportResult",
     "Profile",
@@ -37,6 +38,7 @@ __all__ = [
     "Scorer",
     "ScorerModel",
     "TokenBatch",
+    "compare",
     "evaluate",
     "export",
     "load_config",

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from rankmill import console, job
+from rankmill.compare_command import compare_command
 from rankmill.config import RunConfig, Setting, load_config, parse_override
 from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate_command import evaluate_command
@@ -164,6 +165,7 @@ def status(
 
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
+app.command("compare")(compare_command)
 
 
 @models_app.callback(invoke_without_command=True)

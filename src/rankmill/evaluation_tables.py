@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 from rich.console import Console
@@ -13,8 +13,8 @@ from rich.table import Table
 from rankmill.evaluate import Evaluation
 
 _DIFFERENCE = ("difference", "95 % interval", "p rand.", "p boot.")
-# Columns of a table with a row for every metric; one of means takes so many characters.
-_MEAN_WIDTH = 14
+# A mean takes so many characters at least, the space between columns among them.
+_MEAN_WIDTH = 8
 # Slices of a column that are shown; --json has them all.
 _SLICES = 20
 
@@ -30,9 +30,12 @@ def print_evaluation(out: Console, found: Evaluation) -> None:
     if found.depths is not None:
         for run, frame in found.depths.groupby("run", sort=False):
             of = f" of {run}" if found.runs is not None else ""
-            title = f"If only the first candidates by {found.reference} had been scored{of}"
             out.print()
-            for table in _depth_tables(title, frame, found, out.width):
+            out.print(
+                f"If only the first candidates by {found.reference} had been scored{of}:",
+                markup=False,
+            )
+            for table in _depth_tables(frame, found, out.width):
                 out.print(table)
     out.print()
     for line in lines(found):
@@ -42,37 +45,27 @@ def print_evaluation(out: Console, found: Evaluation) -> None:
 def evaluation_table(found: Evaluation) -> Table:
     """Metrics, beside the baseline's where there is one."""
     if found.baseline is None:
-        table = _table(metric="left", value="right")
+        table = _table("metric", "value")
         for name, value in found.metrics.items():
             table.add_row(name, _mean(value))
         return table
-    columns = dict.fromkeys(("baseline", "ranked", *_DIFFERENCE), "right")
-    table = _table(metric="left", **columns)
+    table = _table("metric", "baseline", "ranked", *_DIFFERENCE)
     for row in found.baseline.to_dict("records"):
         means = (_mean(row["baseline"]), _mean(row["ranked"]))
         table.add_row(row["metric"], *means, *_differences(row))
     return table
 
 
-def counts_line(found: Evaluation) -> str:
-    """What the (first run's) means stand on."""
-    return (
-        f"{found.queries_judged:,} judged queries ({found.queries_missing:,} missing from the "
-        f"ranking count 0), {found.queries_unjudged:,} queries without judgements left out; "
-        f"{found.documents_unjudged:,} of "
-        f"{found.documents_judged + found.documents_unjudged:,} ranked documents unjudged, "
-        f"{found.duplicates:,} doubled, {found.not_ranked:,} rows not ranked."
-    )
-
-
 def lines(found: Evaluation) -> Iterator[str]:
     """What the tables stand on, and what their columns are."""
-    yield counts_line(found)
-    for name, counts in found.run_counts.items() if found.runs is not None else ():
-        unjudged, all_of = counts.documents_unjudged, counts.documents_judged
+    yield f"{found.queries_judged:,} judged queries; those missing from a ranking count 0."
+    for name, counts in found.run_counts.items():
+        documents = counts.documents_judged + counts.documents_unjudged
         yield (
-            f"{name}: {counts.queries_missing:,} judged queries missing, {unjudged:,} of "
-            f"{unjudged + all_of:,} documents unjudged."
+            f"{name}: {counts.queries_missing:,} judged queries missing, "
+            f"{counts.queries_unjudged:,} queries without judgements left out; "
+            f"{counts.documents_unjudged:,} of {documents:,} documents unjudged, "
+            f"{counts.duplicates:,} doubled, {counts.not_ranked:,} not ranked."
         )
     if found.reference is not None:
         yield (
@@ -83,8 +76,7 @@ def lines(found: Evaluation) -> Iterator[str]:
 
 
 def _runs_table(found: Evaluation, runs: pd.DataFrame) -> Table:
-    columns = dict.fromkeys(("mean", *_DIFFERENCE), "right")
-    table = _table(metric="left", run="left", **columns)
+    table = _table("metric", "run", "mean", *_DIFFERENCE)
     for metric in found.metrics:
         rows = runs[runs["metric"] == metric].to_dict("records")
         if found.baseline is not None:
@@ -106,25 +98,28 @@ def _slice_tables(
     frame = frame[~frame["slice"].isin(hidden)]
     if found.reference is None:
         for metrics in _chunks(list(found.metrics), width - 26):
-            table = _table(
-                **{f"by {by}": "left", "queries": "right"} | dict.fromkeys(metrics, "right")
-            )
+            table = _table(f"by {by}", "queries", *metrics)
             for (label, queries), rows in frame.groupby(["slice", "queries"], sort=False):
                 values = rows.set_index("metric")["value"]
                 means = (_mean(values[name]) for name in metrics)
                 table.add_row(escape(str(label)), f"{queries:,}", *means)
             yield table
     else:
-        run = {} if found.runs is None else {"run": "left"}
-        columns = dict.fromkeys(("mean", "difference", "p rand.", "p boot."), "right")
-        table = _table(**{f"by {by}": "left", "queries": "right", "metric": "left"} | run | columns)
+        run = [] if found.runs is None else ["run"]
+        shown_columns = ("mean", "difference", "p rand.", "p boot.")
+        table = _table(f"by {by}", "queries", "metric", *run, *shown_columns)
         for (label, queries), rows in frame.groupby(["slice", "queries"], sort=False):
             shown = (escape(str(label)), f"{queries:,}")
+            last = ""
             for row in rows.sort_values("metric", key=_order(found), kind="stable").to_dict(
                 "records"
             ):
                 difference, _, *p_values = _differences(row)
-                named = (row["metric"], *([escape(row["run"])] if run else []))
+                named = (
+                    "" if row["metric"] == last else row["metric"],
+                    *([escape(row["run"])] if run else []),
+                )
+                last = row["metric"]
                 table.add_row(*shown, *named, _mean(row["value"]), difference, *p_values)
                 shown = ("", "")
             table.add_section()
@@ -133,40 +128,42 @@ def _slice_tables(
         yield f"… and {len(hidden):,} smaller slices (--json shows all)"
 
 
-def _depth_tables(
-    title: str, frame: pd.DataFrame, found: Evaluation, width: int
-) -> Iterator[Table]:
+def _depth_tables(frame: pd.DataFrame, found: Evaluation, width: int) -> Iterator[Table]:
     for metrics in _chunks(list(found.metrics), width - 24):
-        table = _table(depth="right", **{"pairs scored": "right"} | dict.fromkeys(metrics, "right"))
-        table.title, table.title_justify = escape(title), "left"
+        table = _table("depth", "pairs scored", *metrics)
         for (depth, pairs), rows in frame.groupby(["depth", "pairs"], sort=False):
             values = rows.set_index("metric")["value"]
             table.add_row(depth, f"{pairs:,}", *(_mean(values[name]) for name in metrics))
         yield table
 
 
-def _order(found: Evaluation):  # noqa: ANN202 - a key for sort_values
+def _order(found: Evaluation) -> Callable[[pd.Series], pd.Series]:
     places = {name: at for at, name in enumerate(found.metrics)}
     return lambda metrics: metrics.map(places)
 
 
 def _chunks(names: list[str], width: int) -> Iterator[list[str]]:
     """As many metrics side by side as there is room for."""
-    fit = max(1, width // _MEAN_WIDTH)
-    yield from (names[at : at + fit] for at in range(0, len(names), fit))
+    chunk: list[str] = []
+    left = width
+    for name in names:
+        needed = max(_MEAN_WIDTH, len(name) + 2)
+        if chunk and left < needed:
+            yield chunk
+            chunk, left = [], width
+        chunk.append(name)
+        left -= needed
+    yield chunk
 
 
-def _table(**columns: str) -> Table:
+def _table(*columns: str) -> Table:
+    """Text on the left; numbers, which are never cut, on the right."""
     table = Table(box=None, pad_edge=False)
-    for name, justify in columns.items():
-        numeric = justify == "right"
-        overflow = "fold" if not numeric else "ellipsis"
-        table.add_column(
-            escape(name),
-            justify=justify,
-            no_wrap=numeric,
-            overflow=overflow,  # type: ignore[arg-type]
-        )
+    for name in columns:
+        if name in ("metric", "run") or name.startswith("by "):
+            table.add_column(escape(name), overflow="fold")
+        else:
+            table.add_column(escape(name), justify="right", no_wrap=True)
     return table
 
 
@@ -174,12 +171,16 @@ def _mean(value: float) -> str:
     return f"{value:.4f}"
 
 
+def _signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}"  # a zero has no sign
+
+
 def _differences(row: dict[str, float]) -> tuple[str, str, str, str]:
     """difference, interval and both p-values; nothing for the reference itself."""
     if math.isnan(row["difference"]):
         return ("", "", "", "")
-    interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
-    return (f"{row['difference']:+.4f}", interval, _p(row["p_value"]), _p(row["p_bootstrap"]))
+    interval = f"{_signed(row['low'])} to {_signed(row['high'])}"
+    return (_signed(row["difference"]), interval, _p(row["p_value"]), _p(row["p_bootstrap"]))
 
 
 def _p(value: float) -> str:

@@ -115,7 +115,7 @@ def measure(lists: Lists, judged: Lists, queries: int, measures: Sequence[Measur
 
     def total(weights: Floats, cut: int | None) -> Floats:
         within = weights if cut is None else np.where(position < cut, weights, 0.0)
-        return np.bincount(lists.query, within, minlength=queries)
+        return np.asarray(np.bincount(lists.query, within, minlength=queries), np.float64)
 
     def one(kind: str, cut: int | None) -> Floats:
         if kind == "ndcg":

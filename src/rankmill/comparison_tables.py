@@ -1,0 +1,118 @@
+"""What a person sees of a comparison. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rankmill.compare import Comparison
+from rankmill.compare.spread import Spread
+
+_SPREADS = {
+    "tau": "Kendall's tau-b",
+    "rbo": "rank-biased overlap",
+    "rank_change": "rank change, absolute",
+    "drift": "score difference",
+}
+_EXAMPLES = {
+    "documents": "Documents that moved most",
+    "queries": "Queries whose order changed most",
+    "new_documents": "New documents, best ranked first",
+    "gone_documents": "Gone documents, best ranked first",
+    "new_queries": "New queries, some of them",
+    "gone_queries": "Gone queries, some of them",
+}
+# Ids may be whole query texts.
+_ID_WIDTH = 28
+
+
+def print_comparison(out: Console, found: Comparison) -> None:
+    """Counts, agreement, drift, and the largest movers."""
+    out.print(f"a: {found.run_a.url}", markup=False, soft_wrap=True)
+    out.print(f"b: {found.run_b.url}", markup=False, soft_wrap=True)
+    out.print()
+    out.print(_counts(found.changes.counts))
+    out.print()
+    out.print(_spreads(found.changes.spreads))
+    out.print()
+    for line in _drift(found.changes.counts, found.changes.spreads["drift"]):
+        out.print(line)
+    for name, title in _EXAMPLES.items():
+        examples = [example.told for example in found.changes.examples[name]]
+        if examples:
+            out.print(f"\n[bold]{title}[/]")
+            out.print(_examples(examples))
+
+
+def _counts(counts: Mapping[str, int]) -> Table:
+    table = _table("", "a", "b", "in both", "gone", "new", "in both, changed")
+    names = ("a", "b", "common", "gone", "new")
+    queries = [counts[f"queries_{name}"] for name in names]
+    queries.append(counts["queries_common"] - counts["queries_unchanged"])
+    table.add_row("queries", *(f"{count:,}" for count in queries))
+    shared = (counts[f"documents_{name}"] for name in ("common", "gone", "new", "moved"))
+    rows = (counts["rows_a"], counts["rows_b"], *shared)
+    table.add_row("rows", *(f"{count:,}" for count in rows))
+    for name, told in (("duplicates", "  doubled"), ("without_id", "  without an id")):
+        sides = [counts[f"{name}_{side}"] for side in "ab"]
+        if any(sides):
+            table.add_row(told, *(f"{count:,}" for count in sides))
+    return table
+
+
+def _spreads(spreads: Mapping[str, Spread]) -> Table:
+    table = _table("", "of", "mean", "least", "5 %", "median", "95 %", "most")
+    overlaps = {
+        name: f"first {name.partition('@')[2]} in common" for name in spreads if "@" in name
+    }
+    titles = _SPREADS | overlaps
+    for name in ("tau", "rbo", *overlaps, "rank_change", "drift"):
+        one = spreads[name]
+        if one.count:
+            shares = (one.quantile(share) for share in (0.0, 0.05, 0.5, 0.95, 1.0))
+            numbers = (one.total / one.count, *shares)
+            table.add_row(titles[name], f"{one.count:,}", *map(_number, numbers))
+    return table
+
+
+def _drift(counts: Mapping[str, int], drift: Spread) -> list[str]:
+    if not drift.count:
+        return ["No pair has a score in both runs."]
+    rms = (drift.squares / drift.count) ** 0.5
+    equal, share = counts["scores_equal"], counts["scores_equal"] / drift.count
+    return [
+        f"Scores, b less a: r.m.s. {_number(rms)}; {equal:,} of {drift.count:,} pairs "
+        f"({share:.1%}) have equal scores."
+    ]
+
+
+def _examples(examples: list[dict[str, object]]) -> Table:
+    table = _table(*(name.replace("_", " ") for name in examples[0]))
+    for told in examples:
+        table.add_row(*(_cell(value) for value in told.values()))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        if name in ("query", "document"):
+            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=_ID_WIDTH)
+        elif not name:
+            table.add_column(name, no_wrap=True)
+        else:
+            table.add_column(name, justify="right")
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return _number(value)
+    return "-" if value is None else escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
