@@ -146,6 +146,8 @@ def evaluate(
             "Quality against depth needs the order of the first stage.",
             "Name its column with baseline, for example bm25_rank.",
         )
+    if queries is not None and not by:
+        raise ConfigError("A table of queries was given, and no column of it.", "Name one with by.")
     sources = dict(ranked) if isinstance(ranked, Mapping) else {ONLY: ranked}
     if not sources or baseline in sources:
         raise ConfigError(f"The runs are named {', '.join(sources) or 'not at all'}.", "Rename.")
@@ -218,7 +220,9 @@ def _refuse_unknown(by: list[str], ranked: TableSource, queries: TableSource | N
     there = column_names(ranked)
     missing = [name for name in by if name not in there]
     if missing:
-        known = "" if queries is None else f"; the table of queries has {column_names(queries)}"
+        known = ""
+        if queries is not None:
+            known = f"; the table of queries has {', '.join(column_names(queries))}"
         raise InputError(
             f"There is no column {', '.join(missing)} to slice by.",
             f"The ranked table has {', '.join(there)}{known}.",
