@@ -42,14 +42,16 @@ def compare_command(
     if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", top, re.ASCII):
         raise ConfigError(f"--top is {top!r}.", "Give ranks joined by commas: 1,5,10.")
     with console.own_stdout() as stdout:
-        found = compare(
-            run_a,
-            run_b,
-            top=[int(k) for k in top.split(",")],
-            most=most,
-            allow_incomplete=allow_incomplete,
-            profile=profile,
-        )
+        with console.progress() as tell:
+            found = compare(
+                run_a,
+                run_b,
+                top=[int(k) for k in top.split(",")],
+                most=most,
+                allow_incomplete=allow_incomplete,
+                profile=profile,
+                listener=tell,
+            )
         if as_json:
             print(json.dumps(found.to_json(), indent=1, ensure_ascii=False), file=stdout)
         else:

@@ -7,8 +7,9 @@ together by a hash of the query instead. The driver holds a hash a query.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from rankmill.errors import ConfigError, InputError
 from rankmill.export.agreement import OtherRun, index, query_hashes
 from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.output import refuse_relative
+from rankmill.progress import Listener, Progress
 from rankmill.qrels import hash_ids, masked
 
 Hashes = npt.NDArray[np.uint64]
@@ -112,6 +114,7 @@ def compare(
     allow_incomplete: bool = False,
     address: str | None = None,
     profile: str | None = None,
+    listener: Listener | None = None,
 ) -> Comparison:
     """Say what changed from one run to another, by the rules of `rankmill.compare`.
 
@@ -143,7 +146,8 @@ def compare(
         ]
         found = find_changes(*tables, work.top, most)
     else:
-        found = _on_ray(work, rows, ComputeConfig(address=address), (str(run_a), str(run_b)))
+        compute = ComputeConfig(address=address)
+        found = _on_ray(work, rows, compute, (str(run_a), str(run_b)), listener)
     if not found.counts["queries_common"]:
         like = [masked(read_rows(run, 0)["query"].combine_chunks()) for run in work.runs]
         raise InputError(
@@ -155,7 +159,13 @@ def compare(
     return Comparison(one, other, found)
 
 
-def _on_ray(work: _Work, rows: int, compute: ComputeConfig, paths: Sequence[str]) -> Changes:
+def _on_ray(
+    work: _Work,
+    rows: int,
+    compute: ComputeConfig,
+    paths: Sequence[str],
+    listener: Listener | None,
+) -> Changes:
     from rankmill import exchange, pipeline
 
     if pipeline.is_foreign_cluster(compute):
@@ -166,20 +176,31 @@ def _on_ray(work: _Work, rows: int, compute: ComputeConfig, paths: Sequence[str]
             for run in work.runs
         )
         pieces = _pieces(one, other)
-        parts = sum(len(run.parts) for run in work.runs)
-        if (
-            sum(len(piece.parts_a) + len(piece.parts_b) for piece in pieces)
-            <= _READS_A_PART * parts
-        ):
-            found = list(pipeline.map_shared(_compare_piece, work, pieces, _TASK_CPUS))
+        parts = [
+            (side, part) for side, run in enumerate(work.runs) for part in range(len(run.parts))
+        ]
+        reads = sum(len(piece.parts_a) + len(piece.parts_b) for piece in pieces)
+        if reads <= _READS_A_PART * len(parts):
+            tasks = len(pieces)
+            found = pipeline.map_shared(_compare_piece, work, pieces, _TASK_CPUS)
         else:
-            partitions = max(2, -(-rows // _ROWS_A_PARTITION))
-            work = _Work(work.runs, work.top, work.most, partitions)
-            items = [
-                (side, part) for side, run in enumerate(work.runs) for part in range(len(run.parts))
-            ]
-            found = list(exchange.exchange(_cut, _compare_cut, work, items, partitions, _TASK_CPUS))
-    return changes.add(found, work.most)
+            tasks = max(2, -(-rows // _ROWS_A_PARTITION))
+            work = replace(work, partitions=tasks)
+            found = exchange.exchange(_cut, _compare_cut, work, parts, tasks, _TASK_CPUS)
+        return changes.add(_followed(found, tasks, rows, listener), work.most)
+
+
+def _followed(
+    found: Iterator[Changes], tasks: int, rows: int, listener: Listener | None
+) -> Iterator[Changes]:
+    """The same, telling a listener how far it is."""
+    started = time.monotonic()
+    for done, one in enumerate(found, 1):
+        if listener is not None:
+            seconds = time.monotonic() - started
+            compared = rows * done // tasks
+            listener(Progress(tasks, done, rows, compared, compared / seconds, seconds))
+        yield one
 
 
 def _pieces(a: OtherRun, b: OtherRun) -> list[_Piece]:

@@ -1,6 +1,6 @@
 """A ranked table beside judgements: its rows of judged queries, as numbers.
 
-The table is streamed; what stays is some thirty bytes a row of a judged query, and eight bytes a
+The table is streamed; what stays is some forty bytes a row of a judged query, and eight bytes a
 query without judgements.
 """
 
