@@ -488,11 +488,11 @@ def test_everything_that_evaluate_shows_fits_the_width(
     )
     assert max(map(len, done.out.splitlines())) <= columns
     out = plain(done.out)
-    assert "recall@100 bm25_rank 1.0000 ranked.parquet 1.0000 +0.0000" in out
-    assert "[ja] 1 ndcg@10 ranked.parquet 0.6309 -0.3691" in out
+    assert "recall@100 bm25_rank 1.0000 ranked 1.0000 +0.0000" in out
+    assert "[ja] 1 ndcg@10 ranked 0.6309 -0.3691" in out
     assert "all 4 0.8155" in out
     assert "50 draws each, seed 0" in out
-    assert "other.parquet: 0 judged queries missing, 0 queries without judgements" in out
+    assert "other: 0 judged queries missing, 0 queries without judgements" in out
     assert "2 of 4 documents unjudged" in out
 
 
@@ -500,6 +500,7 @@ def test_parts_that_a_shell_lists_are_one_run_and_others_are_named_apart():
     parts = ["x/ranked/part-00000.parquet", "x/ranked/part-00001.parquet"]
     assert name_runs(parts) == {"ranked": parts}
     assert name_runs(["a/ranked/", "b/ranked"]) == {"a/ranked": "a/ranked/", "b/ranked": "b/ranked"}
+    assert list(name_runs(["a.parquet", "b.parquet"])) == ["a", "b"]
     assert name_runs(["old", *parts]) == {"old": "old", "ranked": parts}
 
 

@@ -120,7 +120,10 @@ def name_runs(paths: list[str]) -> dict[str, str | list[str]]:
         {tuple(names[-depth:]) for names in split.values()}
     ) < len(split):
         depth += 1
-    return {"/".join(split[path][-depth:]): source for path, source in runs.items()}
+    names = {path: "/".join(split[path][-depth:]) for path in runs}
+    bare = {path: name.removesuffix(".parquet") for path, name in names.items()}
+    told = bare if len(set(bare.values())) == len(runs) else names
+    return {told[path]: source for path, source in runs.items()}
 
 
 def _writer(path: str) -> Callable[[pd.DataFrame], bytes]:
