@@ -1,6 +1,7 @@
-"""How far does a score move with the other pairs of its batch? In fp32 and in bf16.
+"""How far does a score move with the other pairs of its batch? In fp32, in bf16 and in int8.
 
     python benchmarks/batch_effect.py MODEL CANDIDATES.parquet [--pairs 128] [--max-length 512]
+        [--int8 FOLDER]
 
 Scores the same pairs alone, in rankmill's batches (near in length), and in batches of eight drawn
 at random (padded heavily). Prints differences from the scores alone, and the spread of the scores.
@@ -9,12 +10,14 @@ at random (padded heavily). Prints differences from the scores alone, and the sp
 from __future__ import annotations
 
 import argparse
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from rankmill import storage
-from rankmill.profile import Precision
+from rankmill.config import AskedPrecision
+from rankmill.profile import Backend
 from rankmill.scorer import Scorer, score_pairs
 from rankmill.windows import Windows, assemble, cut
 
@@ -40,6 +43,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--prompt", default="auto")
+    parser.add_argument("--backend", choices=["torch", "openvino"], default="torch")
+    parser.add_argument("--int8", help="the same model as `rankmill quantize` made it")
     arguments = parser.parse_args()
     table = storage.read_table(arguments.candidates, ["query", arguments.document])
     draw = np.random.default_rng(0)
@@ -50,17 +56,27 @@ def main() -> None:
     random = [shuffled[i : i + _RANDOM_BATCH] for i in range(0, arguments.pairs, _RANDOM_BATCH)]
 
     exact = None
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    for precision in precisions:
+    backend: Backend | Literal["auto"] = arguments.backend
+    ways: list[tuple[str, AskedPrecision, Backend | Literal["auto"]]] = [
+        (arguments.model, "fp32", backend),
+        (arguments.model, "bf16", backend),
+    ]
+    if arguments.int8:
+        ways.append((arguments.int8, "auto", "auto"))
+    for model, precision, backend in ways:
         scorer = Scorer(
-            arguments.model,
+            model,
             device="cpu",
             precision=precision,
             threads=arguments.threads,
             max_length=arguments.max_length,
+            prompt=arguments.prompt,
+            backend=backend,
         )
         rules, template = scorer.tokenizer.rules, scorer.tokenizer.template
-        pairs = scorer.tokenizer.tokenize(texts, number, number + np.int32(arguments.pairs))
+        wrapped = [scorer.tokenizer.query_text(text) for text in texts[: arguments.pairs]]
+        wrapped += map(scorer.tokenizer.document_text, texts[arguments.pairs :])
+        pairs = scorer.tokenizer.tokenize(wrapped, number, number + np.int32(arguments.pairs))
         windows = cut(pairs, rules)
         alone = in_batches(scorer, windows, [np.array([one]) for one in range(arguments.pairs)])
         exact = alone if exact is None else exact
@@ -70,7 +86,8 @@ def main() -> None:
             "batches of 8 at random": in_batches(scorer, windows, random),
             "fp32 alone": exact,
         }
-        print(f"{precision}: {arguments.pairs} pairs, scores alone spread {alone.std():.3g}")
+        used, spread = scorer.profile.precision, alone.std()
+        print(f"{used}: {arguments.pairs} pairs, scores alone spread {spread:.3g}")
         for name, scores in others.items():
             moved = np.abs(scores - alone)
             print(

@@ -1,13 +1,14 @@
 """rankmill beside what users would run without it: the same pairs, one run, medians.
 
     python benchmarks/compare.py CANDIDATES.parquet [--shape NAME ...] [--pairs 192] [--rounds 3]
-        [--peers PYTHON] [--int8 FOLDER] [--save NAME]
+        [--peers PYTHON] [--int8] [--save NAME]
 
 CANDIDATES has `query, title, text`. Each way (rankmill in fp32, bf16 and int8; sentence-
 transformers' default, its bf16, its best batch size; with --peers also OpenVINO and ONNX through
 the sentence-transformers 5.7 of another environment's interpreter) runs in a process of its own.
 A round lets each way score the measured pairs once, in turn, so that a noisy machine favours none;
-warm-up pairs are others. The matrix rates of the machine are measured before and after.
+warm-up pairs are others, and so are those that --int8 quantizes each shape with. The matrix rates
+of the machine are measured before and after.
 
 Prints a table a shape; --save writes benchmarks/figures/NAME.json and a plot beside it.
 """
@@ -28,13 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import random_models
 from machine import describe_machine
 from matrix_rates import matrix_rates
 from rankmill import storage
+from rankmill.config import load_config
 from rankmill.models import presets
 from rankmill.models.presets import Preset
+from rankmill.quantize import quantize
 from work import Measured, measure_pairs, plot
 
 _WARM_UP = 48
@@ -116,19 +121,44 @@ def working(python: str, asked: dict[str, Any]) -> Iterator[Worker]:
         process.wait()
 
 
-def read_pairs(candidates: str, count: int) -> dict[str, list[tuple[str, str]]]:
-    """Seeded pairs to measure, and others to warm up with."""
+@dataclass(frozen=True)
+class Drawn:
+    """Seeded pairs: `measured` and `warm` by name; `others`, the rest of the candidates."""
+
+    pairs: dict[str, list[tuple[str, str]]]
+    others: pa.Table
+
+
+def read_pairs(candidates: str, count: int) -> Drawn:
+    """Draw pairs to measure, and others to warm up with."""
     table = storage.read_table(candidates, ["query", "title", "text"])
     chosen = np.random.default_rng(0).choice(table.num_rows, count + _WARM_UP, replace=False)
     columns = [table.take(chosen)[name].to_pylist() for name in ("query", "title", "text")]
     pairs = [(query, f"{title} {text}") for query, title, text in zip(*columns, strict=True)]
-    return {"measured": pairs[:count], "warm": pairs[count:]}
+    others = table.filter(pa.array(~np.isin(np.arange(table.num_rows), chosen)))
+    return Drawn({"measured": pairs[:count], "warm": pairs[count:]}, others)
 
 
-def compare(
-    preset: Preset, pairs: dict[str, list[tuple[str, str]]], arguments: argparse.Namespace
-) -> list[Measured]:
+def quantized(model: Path, others: pa.Table, scratch: Path, max_length: int) -> Path:
+    """An int8 folder of a model. What agrees is not asked: the weights are random."""
+    sample = scratch / "sample.parquet"
+    pq.write_table(others, sample)
+    config = load_config(
+        overrides={
+            "input.path": str(sample),
+            "input.columns.doc_id": None,
+            "input.columns.document": ["title", "text"],
+            "model.name": str(model),
+            "model.max_length": max_length,
+            "output.path": str(scratch / "int8"),
+        }
+    )
+    return quantize(config, min_agreement=-1).folder
+
+
+def compare(preset: Preset, drawn: Drawn, arguments: argparse.Namespace) -> list[Measured]:
     """Run every way over the pairs, round by round."""
+    pairs = drawn.pairs
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         model = random_models.build(preset.name, Path(scratch))
         texts = Path(scratch, "pairs.json")
@@ -136,15 +166,16 @@ def compare(
         chosen = [way for way in WAYS if arguments.peers or not way.peer]
         models = {way: str(model) for way in chosen}
         if arguments.int8:
-            models[INT8] = arguments.int8
+            folder = quantized(model, drawn.others, Path(scratch), arguments.max_length)
+            models[INT8] = str(folder)
         workers: dict[Way, Worker] = {}
-        for way, folder in models.items():
+        for way, name in models.items():
             asked = {
                 "way": way.way,
                 "backend": way.backend,
                 "precision": way.precision,
                 "best_batch": way.best_batch,
-                "model": folder,
+                "model": name,
                 "pairs": str(texts),
                 "threads": arguments.threads,
                 "max_length": arguments.max_length,
@@ -182,17 +213,17 @@ def main() -> None:
     parser.add_argument(
         "--peers", help="a Python that has sentence-transformers[onnx,openvino] 5.7"
     )
-    parser.add_argument("--int8", help="an int8 folder of the (single) shape: rankmill quantize")
+    parser.add_argument("--int8", action="store_true", help="quantize each shape, too")
     parser.add_argument("--save")
     arguments = parser.parse_args()
-    pairs = read_pairs(arguments.candidates, arguments.pairs)
+    drawn = read_pairs(arguments.candidates, arguments.pairs)
     before = matrix_rates(arguments.threads)
     tables = {}
     for name in arguments.shape or SHAPES:
         preset = presets.find(name)
         if preset is None:
             raise SystemExit(f"{name} is not a preset; `rankmill models` lists them.")
-        lines = tables[name] = compare(preset, pairs, arguments)
+        lines = tables[name] = compare(preset, drawn, arguments)
         after = matrix_rates(arguments.threads)
         rates = {precision: max(before[precision], after[precision]) for precision in before}
         print("\nMatrix rates, G/s: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))

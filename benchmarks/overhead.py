@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from machine import describe_machine
 from rankmill import job, pipeline
 from rankmill.config import ComputeConfig, load_config
+from rankmill.prepared import prepare
 from stand_in import StandIn
 
 
@@ -92,7 +93,7 @@ def main() -> None:
                     "model.name": "stand-in",
                 }
             )
-            job.prepare(config, model=StandIn())
+            prepare(config, model=StandIn())
             seconds = time.perf_counter() - started
             print(
                 f"planning {arguments.row_groups} row groups: {seconds:.1f} s, "

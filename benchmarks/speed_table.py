@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--save")
     arguments = parser.parse_args()
-    pairs = read_pairs(arguments.candidates, arguments.pairs)["measured"]
+    pairs = read_pairs(arguments.candidates, arguments.pairs).pairs["measured"]
     lines, seen = [], set()
     for preset in sorted(presets(), key=matrices):
         shape = (preset.architecture, preset.layers, preset.hidden, preset.intermediate)

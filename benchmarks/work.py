@@ -127,7 +127,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         )
         panel.set_title(name)
         panel.set_xlabel("pairs/s")
-        panel.margins(x=0.25)
+        panel.margins(x=0.4)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(record["machine"], fontsize=9)
     figure.savefig(path, dpi=110)

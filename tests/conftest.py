@@ -61,6 +61,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # not whatever cluster the machine has
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

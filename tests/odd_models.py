@@ -11,7 +11,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from rankmill.config import ModelConfig
 from rankmill.models.classifiers import Classifier
-from rankmill.models.folder import FolderModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import FolderModel
 
 
 class Exponential(nn.Module):

@@ -24,7 +24,8 @@ from rankmill import Scorer, load_config
 from rankmill.config import ModelConfig
 from rankmill.errors import ConfigError, ModelError, OutputError
 from rankmill.models.architectures import ARCHITECTURES
-from rankmill.models.folder import CausalModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import CausalModel
 from rankmill.profile import Profile
 from rankmill.tokens import PairRules
 
@@ -302,7 +303,12 @@ REFUSED: dict[str, tuple[Change, dict[str, object], str]] = {
     "a classifier": (
         lambda w: None,
         {"architectures": ["Qwen3ForSequenceClassification"]},
-        "not a causal language model",
+        "is a Qwen3ForSequenceClassification, .* its head is a classifier on the last token",
+    ),
+    "no head at all": (
+        lambda w: None,
+        {"architectures": ["Qwen3Model"]},
+        "is a Qwen3Model, .* it has no tokens to answer with",
     ),
     "heads as text": (lambda w: None, {"num_key_value_heads": "2"}, "must be a whole number"),
 }

@@ -116,9 +116,17 @@ def test_the_help_of_every_command_has_an_example(command):
 
 
 def test_the_commands_of_the_contract_are_there():
-    assert {"compare", "demo", "evaluate", "export", "models", "plan", "rerank", "status"} <= set(
-        COMMANDS
-    )
+    assert {
+        "compare",
+        "demo",
+        "evaluate",
+        "export",
+        "models",
+        "plan",
+        "report",
+        "rerank",
+        "status",
+    } <= set(COMMANDS)
 
 
 # What a finished run prints
@@ -248,6 +256,12 @@ def test_status_of_a_folder_without_a_run_exits_2(rankmill, tmp_path):
     assert f"There is no run at {tmp_path}" in done.err
 
 
+def test_a_report_of_a_folder_without_a_run_exits_2(rankmill, tmp_path):
+    done = rankmill("report", tmp_path)
+    assert done.code == 2
+    assert f"There is no run at {tmp_path}" in done.err
+
+
 def test_an_unknown_option_exits_2(rankmill):
     done = rankmill("rerank", "--ouput", "x")
     assert done.code == 2
@@ -297,6 +311,42 @@ def test_plan_shows_the_resolved_configuration_and_starts_nothing(
     assert ray.is_initialized() == connected
 
 
+@pytest.fixture
+def preset(hub, tiny_model) -> str:
+    """A preset whose authors use a length that is not the default."""
+    hub("Qwen/Qwen3-Reranker-0.6B", tiny_model("qwen3"))
+    return "Qwen/Qwen3-Reranker-0.6B"
+
+
+def test_the_length_of_a_presets_authors_is_shown_where_none_was_chosen(
+    rankmill, candidates, preset, tiny_model, tmp_path
+):
+    def shown(model: str, *more: str) -> str:
+        paths = ("--input", candidates, "--output", tmp_path / "output")
+        return plain(rankmill("plan", *paths, "--model", model, *more).out)
+
+    assert "tokens an input, at most 512 (the authors use 8,192)" in shown(preset)
+    assert "the authors use" not in shown(preset, "--set", "model.max_length=512")
+    assert "tokens an input, at most 512 " in shown(preset, "--set", "model.max_length=512")
+    assert "the authors use" not in shown(tiny_model("bert"))
+
+
+def test_plan_counts_the_tokens_of_a_prompt(rankmill, candidates, preset, tmp_path):
+    def tokens(instruction: str) -> int:
+        paths = ("--input", candidates, "--output", tmp_path / "output", "--json")
+        told = ("--set", f"model.instruction={instruction}")
+        return json.loads(rankmill("plan", *paths, "--model", preset, *told).out)[
+            "tokens_estimated"
+        ]
+
+    pairs = pq.read_metadata(candidates).num_rows
+    # A tiny tokenizer's prompt has more tokens than the true one's 60 or so.
+    assert tokens("x") > 60 * pairs
+    words = tokens("x x x x x x x x x x x") - tokens("x")
+    assert words >= 10 * pairs
+    assert words % pairs == 0
+
+
 def test_plan_counts_what_is_committed(
     rankmill, candidates, half_finished, tiny_model, monkeypatch
 ):
@@ -329,6 +379,14 @@ def test_status_of_a_complete_run(rankmill, finished):
     assert done.code == 0
     assert "state complete shards committed 3 of 3 rows done 60 of about 60" in plain(done.out)
     assert "damaged" not in done.out
+
+
+def test_a_report_is_there_and_is_drawn_again(rankmill, finished):
+    report = finished[0] / "_rankmill/report.html"
+    assert "what is shard 0" not in report.read_text()
+    done = rankmill("report", finished[0], "--texts")
+    assert (done.code, done.out) == (0, f"{report}\n")
+    assert "what is shard 0" in report.read_text()
 
 
 def test_status_of_a_half_finished_run(rankmill, half_finished):
@@ -377,9 +435,10 @@ def test_models_fits_the_width_and_shows_every_fact(rankmill, monkeypatch, colum
     out = rankmill("models").out
     assert max(map(len, out.splitlines())) <= columns
     heading = plain(out.partition("demo")[0])
-    assert heading == "name architecture shape params tokens languages licence"
-    ruri = "cl-nagoya/ruri-v3-reranker-310m modernbert 25x768 315M 8,192 ja Apache-2.0"
+    assert heading == "name architecture shape params tokens authors' languages licence"
+    ruri = "cl-nagoya/ruri-v3-reranker-310m modernbert 25x768 315M 8,192 512 ja Apache-2.0"
     assert ruri in plain(out)
+    assert "Qwen/Qwen3-Reranker-4B causal-lm 36x2560 4022M 40,960 8,192 multilingual" in plain(out)
 
 
 def test_models_says_once_what_some_of_them_need(rankmill):
@@ -484,14 +543,14 @@ def test_everything_that_evaluate_shows_fits_the_width(
             "--by",
             "language",
         ),
-        *("--depths", "1,2", "--resamples", 50),
+        *("--depths", "1,2"),
     )
     assert max(map(len, done.out.splitlines())) <= columns
     out = plain(done.out)
     assert "recall@100 bm25_rank 1.0000 ranked 1.0000 +0.0000" in out
     assert "[ja] 1 ndcg@10 ranked 0.6309 -0.3691" in out
     assert "all 4 0.8155" in out
-    assert "50 draws each, seed 0" in out
+    assert "10,000 draws each" in out
     assert "other: 0 judged queries missing, 0 queries without judgements" in out
     assert "2 of 4 documents unjudged" in out
 

@@ -7,16 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from rankmill.config import (
-    InputConfig,
-    ModelConfig,
-    OutputConfig,
-    RunConfig,
-    load_config,
-    parse_override,
-    read_section,
-)
+from rankmill.config import InputConfig, ModelConfig, OutputConfig, RunConfig, load_config
 from rankmill.errors import ConfigError
+from rankmill.settings import parse_override, read_section
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"input.path": "in", "output.path": "out", "model.name": "demo"}
@@ -153,6 +146,7 @@ def test_the_file_is_named(write):
         ("compute.workers", "many"),
         ("compute.gpus_per_worker", 0),
         ("compute.gpus_per_worker", float("inf")),
+        ("compute.gpus_per_worker", 1.5),
         ("report.texts", "no"),
         ("compute", None),
     ],
@@ -260,6 +254,16 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_that_holds_no_settings_is_named(write, text):
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         load_config(write(text))
+
+
+def test_anchors_and_merges_mean_what_they_mean_in_yaml(write):
+    text = "a: &a {name: one, max_length: 64}\nb: &b {<<: *a, name: two}\nmodel: {<<: *b}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(text))
+    assert "stands twice" not in str(caught.value)
+    assert "Unknown setting a" in str(caught.value)
+    given = "input: {path: &p x}\noutput: {path: *p}\nmodel: {name: *p}\n"
+    assert load_config(write(given)).model.name == "x"
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path):

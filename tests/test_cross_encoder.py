@@ -34,6 +34,8 @@ MODELS: dict[str, tuple[Callable[[Path], Path], int]] = {
         20,
     ),
     "XLM-R": (partial(tiny_models.xlm_roberta, hidden_size=128, max_position_embeddings=514), 20),
+    "DeBERTa-v2": (partial(tiny_models.deberta_v2, hidden_size=128), 10),
+    "GTE": (partial(tiny_models.gte, hidden_size=128), 10),
 }
 
 
@@ -71,3 +73,20 @@ def test_the_order_is_that_of_cross_encoder_wherever_scores_differ(shared_data, 
         differ = other[:, None] - other[None, :] > 1e-4
         assert differ.sum() > CANDIDATES
         assert np.all((mine[:, None] > mine[None, :])[differ])
+
+
+@pytest.mark.parametrize("default", ["search", None])
+def test_a_prompt_that_cross_encoder_puts_before_queries_is_put_there(
+    tiny_model, tmp_path, default
+):
+    prompts = {"search": "find what is "}
+    encoder = CrossEncoder(
+        tiny_model("bert"), device="cpu", prompts=prompts, default_prompt_name=default
+    )
+    encoder.save_pretrained(str(tmp_path / "saved"))
+    pairs = [("a shard", "A shard is a run of whole lists."), ("x", "heat transfer in slip flow")]
+    theirs = encoder.predict(pairs, activation_fn=nn.Identity())
+    ours = Scorer(str(tmp_path / "saved"), device="cpu", precision="fp32").score(pairs)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    without = Scorer(tiny_model("bert"), device="cpu", precision="fp32").score(pairs)
+    assert bool(np.max(np.abs(ours - without)) > 0.01) == (default is not None)

@@ -18,7 +18,8 @@ import torch
 import tiny_models
 from rankmill.config import ModelConfig
 from rankmill.models import ScorerModel
-from rankmill.models.folder import FolderModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import FolderModel
 from rankmill.profile import Profile
 from rankmill.scorer import score_pairs
 from rankmill.tokenizer import PairTokenizer
@@ -47,13 +48,29 @@ DEBERTA = partial(
     position_buckets=256,
     layer_norm_eps=1e-7,
 )
-# Depths are true but DeBERTa's, which is cut to 2 of 12 layers for time.
+GTE = partial(
+    tiny_models.gte,
+    hidden_size=768,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    max_position_embeddings=8192,
+)
+# Depths are true but those of the large models, which are cut to 2 layers for time.
 SHAPES: dict[str, Callable[[Path], Path]] = {
     "ms-marco-MiniLM-L6-v2": partial(BERT, num_hidden_layers=6),
     "ms-marco-MiniLM-L12-v2": partial(BERT, num_hidden_layers=12),
     "japanese-reranker-cross-encoder-xsmall-v1": partial(XLM_R, num_hidden_layers=6),
     "japanese-reranker-cross-encoder-small-v1": partial(XLM_R, num_hidden_layers=12),
+    "bge-reranker-v2-m3": partial(
+        tiny_models.xlm_roberta,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        hidden_size=1024,
+        intermediate_size=4096,
+        max_position_embeddings=8194,
+    ),
     "mxbai-rerank-base-v1": partial(DEBERTA, num_hidden_layers=2),
+    "gte-multilingual-reranker-base": partial(GTE, num_hidden_layers=2),
     "japanese-reranker-tiny-v2": partial(MODERNBERT, num_hidden_layers=3),
     "japanese-reranker-tiny-v2, mean": partial(
         MODERNBERT, num_hidden_layers=3, classifier_pooling="mean"

@@ -14,7 +14,8 @@ import tiny_models
 from rankmill import Scorer
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
-from rankmill.models.folder import FolderModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import FolderModel
 from rankmill.models.gte import gte_settings
 from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile

@@ -17,7 +17,8 @@ from conftest import make_pairs
 from rankmill import Scorer, markers, plan
 from rankmill.config import load_config
 from rankmill.errors import ConfigError, InputError, OutputError, RunFailed
-from rankmill.job import RunResult, prepare, rerank
+from rankmill.job import RunResult, rerank
+from rankmill.prepared import prepare
 from rankmill.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -350,6 +351,8 @@ def test_a_damaged_part_that_cannot_be_computed_again_is_no_success(
         rerank(job.config(path))
     assert not (job.folder / "out" / "_SUCCESS").exists()
     assert list(markers.read_markers(Store(str(job.folder / "out")))) == [0]
+    report = (job.folder / "out" / "_rankmill" / "report.html").read_text()
+    assert "1 of 2 shards are committed" in report
 
 
 def test_the_order_of_the_inputs_names_the_run(job: Job, write_pairs: Write) -> None:

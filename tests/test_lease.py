@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,12 +20,24 @@ import pytest
 
 from rankmill.errors import OutputBusy
 from rankmill.lease import LEASE, Lease, Owner
-from rankmill.store import Store
+from rankmill.store import Fence, Store
 
 HEARTBEAT = 0.05
 SILENCE = 0.6
 
 ELSEWHERE = Owner(token="theirs", host="node-7", boot="another kernel", pid=4242, process_start="1")
+
+# It counts as one of another machine: nothing is known of its process but what it writes.
+HOLD_ELSEWHERE = """
+import sys, time
+from rankmill import lease
+from rankmill.store import Store
+lease._boot_id = lambda: "another kernel"
+with lease.Lease(Store(sys.argv[1]), 0.05, 0.6) as held:
+    print("held", flush=True)
+    while not held.lost:
+        time.sleep(0.01)
+"""
 
 HOLD = """
 import sys, time
@@ -60,10 +74,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 @contextmanager
-def another_process_holds(store: Store) -> Iterator[subprocess.Popen[str]]:
+def another_process_holds(store: Store, code: str = HOLD) -> Iterator[subprocess.Popen[str]]:
     """A live process of this machine with the lease; killed at the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, store.url], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, store.url], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
@@ -204,7 +218,30 @@ def test_a_lease_that_cannot_be_given_back_does_not_hide_how_the_run_ended(store
         run()
 
 
-def test_of_runs_that_start_together_one_wins(store):
+def test_a_paused_owner_that_wakes_up_finds_its_lease_lost_and_leaves_the_new_one_alone(store):
+    with another_process_holds(store, HOLD_ELSEWHERE) as process:
+        process.send_signal(signal.SIGSTOP)
+        with lease(store) as held:
+            process.send_signal(signal.SIGCONT)
+            assert wait_until(lambda: process.poll() == 0)
+            assert holder(store).pid == os.getpid()
+            held.refuse_lost()
+
+
+def test_whoever_lost_the_lease_is_refused_before_its_next_beat(store):
+    with Lease(store, heartbeat=600) as held:
+        held.refuse_lost()
+        put(store, ELSEWHERE)
+        with pytest.raises(OutputBusy, match="Another run took over") as refused:
+            held.refuse_lost()
+        assert refused.value.exit_code == 4
+        assert held.lost
+
+
+@pytest.mark.parametrize("dead", [None, ELSEWHERE])
+def test_of_runs_that_start_together_one_wins(store, dead):
+    if dead is not None:
+        put(store, dead)
     results: list[str] = []
     together, leave = threading.Barrier(8), threading.Event()
 
@@ -226,3 +263,62 @@ def test_of_runs_that_start_together_one_wins(store):
     for thread in threads:
         thread.join()
     assert sorted(results) == ["held"] + ["refused"] * 6
+
+
+# What the lease and the writers stand on
+
+
+def test_a_file_is_exchanged_only_for_what_was_expected(store):
+    assert not store.exchange("a", b"one", b"two")
+    assert store.exchange("a", None, b"one")
+    assert not store.exchange("a", None, b"two")
+    assert not store.exchange("a", b"two", None)
+    assert store.exchange("a", b"one", b"two")
+    assert store.read("a") == b"two"
+    assert store.exchange("a", b"two", None)
+    assert store.read("a") is None
+    assert store.sizes("_rankmill/tmp") == {}
+
+
+def test_nothing_is_written_once_the_fence_has_fallen(store):
+    store.write("run", b"ours")
+    fenced = replace(store, fence=Fence("run", hashlib.sha256(b"ours").hexdigest()))
+    fenced.write("part", b"1")
+    for theirs in (b"theirs", None):
+        store.delete(["run"]) if theirs is None else store.write("run", theirs)
+        with pytest.raises(OutputBusy, match="Another run has taken over"):
+            fenced.write("part", b"2")
+    assert store.read("part") == b"1"
+    assert store.sizes("_rankmill/tmp") == {}
+
+
+def test_a_writer_waits_for_whoever_takes_the_folder_over(store):
+    store.write("run", b"ours")
+    fenced = replace(store, fence=Fence("run", hashlib.sha256(b"ours").hexdigest()))
+    refused: list[str] = []
+
+    def write() -> None:
+        try:
+            fenced.write("part", b"1")
+        except OutputBusy as busy:
+            refused.append(busy.message)
+
+    thread = threading.Thread(target=write)
+    with store.locked():
+        thread.start()
+        # It has its file ready and stands before the lock.
+        assert wait_until(lambda: store.sizes("_rankmill/tmp") != {})
+        store.write("run", b"theirs")
+    thread.join()
+    assert refused
+    assert store.read("part") is None
+
+
+def test_a_stopped_process_that_holds_the_lock_is_named_as_the_obstacle(store, monkeypatch):
+    monkeypatch.setattr("rankmill.store._LOCK_SECONDS", 0.1)
+    with (
+        store.locked(shared=True),
+        store.locked(shared=True),
+        pytest.raises(OutputBusy, match=r"holds the lock of .*lease\.lock"),
+    ):
+        lease(store).__enter__()

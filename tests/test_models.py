@@ -13,16 +13,19 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 import tiny_models
 from rankmill import Scorer
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
-from rankmill.models.folder import FolderModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import FolderModel
 from rankmill.models.torch_encoder import TorchEncoder
 from rankmill.profile import Profile
 from rankmill.tokens import PairRules, TokenBatch
+from rankmill.windows import assemble, cut
 from reference import Reference
 
 KINDS = [
@@ -294,6 +297,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "two labels": (config(id2label={"0": "no", "1": "yes"}), "gives 2 values a pair"),
     "not a classifier": (config(architectures=["BertForMaskedLM"]), "not a sequence classifier"),
+    "a class that is no list": (
+        config(architectures="BertForSequenceClassification"),
+        r"architectures 'BertF.*', which is no list of names\.\n.*\[\"BertForSequence"
+        r"Classification\"\]",
+    ),
+    "classes that are no names": (
+        config(architectures=[3]),
+        r"architectures \[3\], which is no list",
+    ),
     "unknown architecture": (config(model_type="t5"), "of the architecture t5, not supported"),
     "no architecture": (config(model_type=["bert"]), r"architecture \['bert'\], not supported"),
     "no config": (removed("config.json"), "has no config.json"),
@@ -303,7 +315,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a size missing": (config(max_position_embeddings=None), "max_position_embeddings must be"),
     "impossible heads": (config(num_attention_heads=5), "not a multiple"),
     "unknown activation": (config(hidden_act="nope"), "cannot be built .*nope"),
-    "no tokenizer": (removed("token*"), r"has no tokenizer: no tokenizer\.json or vocab\.txt"),
+    "no tokenizer": (removed("token*"), r"has no tokenizer: neither tokenizer\.json nor"),
     "broken tokenizer": (written("tokenizer.json", "{"), "tokenizer in .* cannot be loaded"),
 }
 
@@ -315,6 +327,39 @@ def test_a_folder_that_cannot_be_trusted_is_refused(copied, case):
     with pytest.raises(ModelError, match=said) as refused:
         described(folder).check(PairRules(64, "document"))
     assert refused.value.exit_code == 2
+
+
+def byte_bpe_in_two_files(folder: Path) -> None:
+    """vocab.json and merges.txt, whatever the architecture's own tokenizer is."""
+    pair = "<s> $A </s> </s> $B </s>"
+    tokenizer = tiny_models.byte_bpe(tiny_models.FAIRSEQ_TOKENS, pair).backend_tokenizer
+    tokenizer.model.save(str(folder))
+    written("tokenizer_config.json", json.dumps({"tokenizer_class": "RobertaTokenizer"}))(folder)
+
+
+VOCABULARIES: dict[str, Change] = {
+    "vocab.json and merges.txt": byte_bpe_in_two_files,
+    "spiece.model, beside MeCab": lambda f: tiny_models.mecab_spm_files(f) and None,
+}
+
+
+@pytest.mark.parametrize("case", VOCABULARIES)
+def test_a_vocabulary_of_another_kind_of_tokenizer_will_do(tmp_path, case):
+    folder = tiny_models.bert(tmp_path / "model", vocab_size=600)
+    removed("token*")(folder)
+    VOCABULARIES[case](folder)
+    assert not (folder / "tokenizer.json").exists()
+    scorer = fp32(str(folder), truncation="longest_first")
+    first = 2 * np.arange(len(PAIRS), dtype=np.int32)
+    texts = [text for pair in PAIRS for text in pair]
+    pairs = scorer.tokenizer.tokenize(texts, first, first + np.int32(1))
+    windows = cut(pairs, scorer.tokenizer.rules)
+    own = AutoTokenizer.from_pretrained(folder)
+    for number, (query, document) in enumerate(PAIRS):
+        found = assemble(windows, scorer.tokenizer.template, np.array([number]))
+        expected = own([query], [document], truncation="longest_first", max_length=128)
+        assert found.input_ids.tolist() == expected["input_ids"]
+    assert np.std(scorer.score(PAIRS)) > 0.03
 
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "modernbert", "deberta-v2"])

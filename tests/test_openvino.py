@@ -24,7 +24,8 @@ from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import BackendUnfit, ConfigError
 from rankmill.job import rerank
 from rankmill.models import AsyncModel, openvino_model
-from rankmill.models.folder import FolderModel, describe
+from rankmill.models.describe import describe
+from rankmill.models.folder import FolderModel
 from rankmill.pool import Capacity
 from rankmill.profile import Profile, make_profile, probe
 from rankmill.scorer import score_pairs
@@ -213,7 +214,7 @@ IN_ANOTHER_PROCESS = """
 import json, sys
 import numpy as np
 from rankmill.config import ModelConfig
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.profile import Profile
 from rankmill.tokens import TokenBatch
 

@@ -27,6 +27,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
@@ -36,12 +37,14 @@ from transformers import (
 import rankmill
 from conftest import make_pairs
 from rankmill import Scorer, job, storage
-from rankmill.config import ModelConfig, load_config, read_section
+from rankmill.config import ModelConfig, load_config
 from rankmill.errors import ConfigError, ModelError, RunFailed
-from rankmill.models import Description, locate
-from rankmill.models.folder import describe
+from rankmill.models import Description, jina_bert, locate
+from rankmill.models.describe import describe
 from rankmill.profile import Profile
+from rankmill.settings import read_section
 from rankmill.tokens import PairRules
+from rankmill.windows import assemble, cut
 
 PAIRS = [
     ("what is a shard", "A shard is a run of whole lists."),
@@ -160,6 +163,143 @@ def test_an_adapter_may_bring_the_head_that_its_base_lacks(adapter, tiny_model, 
     base = headless(tiny_model(kind), tmp_path / "base", build)
     folder, expected = adapter(kind, base, modules_to_save=saved)
     assert_same(fp32(folder, max_length=128).score(PAIRS), expected)
+
+
+CAUSAL = {"qwen3": ["q_proj", "v_proj"], "llama": ["o_proj", "down_proj"]}
+PROMPT = "qwen3-reranker"
+
+
+def causal_adapter(base: str | Path, folder: Path, **lora: object) -> PeftModel:
+    """An adapter of a causal language model, saved; nothing of it is zero."""
+    torch.manual_seed(7)
+    lora = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False} | lora
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**lora)).eval()
+    perturb_saved(adapted)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+def perturb_saved(adapted: PeftModel) -> None:
+    """As if the whole modules that an adapter brings had been trained."""
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "modules_to_save" in name:
+                weight += 0.1 * torch.randn(weight.shape)
+
+
+@torch.inference_mode()
+def answers(adapted: PeftModel, folder: Path) -> list[float]:
+    """peft's own scores, unmerged, of the inputs that rankmill makes, each pair alone."""
+    scorer = fp32(folder, prompt=PROMPT)
+    tokenizer, (yes, no) = scorer.tokenizer, scorer.description.tokens
+    found = []
+    for query, document in PAIRS:
+        texts = [tokenizer.query_text(query), tokenizer.document_text(document)]
+        pairs = tokenizer.tokenize(texts, *np.array([[0], [1]], np.int32))
+        batch = assemble(cut(pairs, tokenizer.rules), tokenizer.template, np.array([0]))
+        last = adapted(input_ids=torch.from_numpy(batch.input_ids)).logits[0, -1]
+        found.append(float(last[yes] - last[no]))
+    return found
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{}, {"target_modules": "all-linear"}, {"use_dora": True}, {"modules_to_save": ["norm"]}],
+    ids=["some layers", "every layer", "dora", "a norm saved"],
+)
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_an_adapter_of_a_causal_reranker_scores_as_peft_does_unmerged(
+    tiny_model, tmp_path, kind, lora
+):
+    chosen = {"target_modules": CAUSAL[kind]} | lora
+    adapted = causal_adapter(tiny_model(kind), tmp_path / "lora", **chosen)
+    base = fp32(tiny_model(kind), prompt=PROMPT).score(PAIRS)
+    found = fp32(tmp_path / "lora", prompt=PROMPT).score(PAIRS)
+    assert np.max(np.abs(found - base)) > 0.03
+    assert_same(found, answers(adapted, tmp_path / "lora"))
+
+
+def test_an_adapter_of_a_causal_preset_has_its_prompt(tiny_model, tmp_path, hub):
+    hub("Qwen/Qwen3-Reranker-0.6B", tiny_model("qwen3"))
+    causal_adapter(tiny_model("qwen3"), tmp_path / "lora", target_modules=["q_proj"])
+    with pytest.raises(ModelError, match="nothing says which prompt"):
+        described(tmp_path / "lora")
+    name_base(tmp_path / "lora", "Qwen/Qwen3-Reranker-0.6B")
+    assert described(tmp_path / "lora").prompt.name == PROMPT
+
+
+def test_an_adapter_of_a_causal_reranker_that_sentence_transformers_saved_has_its_prompt(
+    tiny_model, tmp_path
+):
+    text = '{{ (messages | selectattr("role", "eq", ROLE) | first).content }}'
+    query, document = (text.replace("ROLE", f'"{role}"') for role in ("query", "document"))
+    template = f"Query: {query}\nText: {document}\nSo:"
+    encoder = CrossEncoder(
+        tiny_model("qwen3"), device="cpu", processor_kwargs={"chat_template": template}
+    )
+    encoder.add_adapter(
+        LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    )
+    encoder.save_pretrained(str(tmp_path / "lora"))
+    expected = encoder.predict(PAIRS, activation_fn=nn.Identity(), batch_size=1)
+    assert_same(fp32(tmp_path / "lora").score(PAIRS), expected.tolist())
+
+
+def test_an_adapter_that_changes_one_end_of_tied_rows_is_refused(tiny_model, tmp_path):
+    targets = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    causal_adapter(tiny_model("qwen3"), tmp_path / "tied", **targets)
+    with pytest.raises(ModelError, match=r"changes .*lm_head.* whose rows its base ties"):
+        described(tmp_path / "tied", prompt=PROMPT).check(PairRules(256, "document"))
+    adapted = causal_adapter(tiny_model("qwen2"), tmp_path / "untied", **targets)
+    found = fp32(tmp_path / "untied", prompt=PROMPT).score(PAIRS)
+    assert_same(found, answers(adapted, tmp_path / "untied"))
+
+
+def test_an_adapter_that_makes_a_classifier_of_a_causal_model_is_refused(tiny_model, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model("qwen3"), num_labels=1)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+    get_peft_model(model, lora).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ModelError, match=r"makes a classifier \(SEQ_CLS\) of a causal"):
+        described(tmp_path / "lora", prompt=PROMPT).check(PairRules(256, "document"))
+
+
+JINA = {
+    "head saved": {"target_modules": ["query", "value"], "modules_to_save": ["classifier"]},
+    "gated blocks": {"target_modules": ["gated_layers", "wo"], "use_dora": True},
+}
+
+
+@pytest.mark.parametrize("case", JINA)
+def test_an_adapter_of_a_jinabert_scores_as_peft_does_unmerged(tiny_model, tmp_path, case):
+    base = tiny_model("jina-bert")
+    settings = json.loads((Path(base) / "config.json").read_text())
+    model = jina_bert.JinaBertClassifier(jina_bert.JinaBertConfig.read(settings, base))
+    model.load_state_dict(load_file(Path(base) / "model.safetensors"))
+    torch.manual_seed(8)
+    lora = LoraConfig(r=4, init_lora_weights=False, **JINA[case])
+    adapted = get_peft_model(model, lora).eval()
+    perturb_saved(adapted)
+    adapted.save_pretrained(tmp_path / "lora")
+    name_base(tmp_path / "lora", base)
+    encode = AutoTokenizer.from_pretrained(base)
+    with torch.inference_mode():
+        expected = [
+            float(adapted(encode([q], [d], return_tensors="pt").input_ids)) for q, d in PAIRS
+        ]
+    found = fp32(tmp_path / "lora").score(PAIRS)
+    assert np.max(np.abs(found - fp32(base).score(PAIRS))) > 0.03
+    assert_same(found, expected)
+
+
+def test_an_adapter_for_which_a_jinabert_has_no_place_is_refused(tiny_model, tmp_path):
+    shutil.copytree(tiny_model("jina-bert"), tmp_path / "base")
+    (tmp_path / "lora").mkdir()
+    name = "base_model.model.bert.encoder.layer.0.intermediate.dense.weight"
+    save_file({name: torch.zeros(4, 4)}, tmp_path / "lora" / "adapter_model.safetensors")
+    config = LoraConfig(target_modules=["query"], base_model_name_or_path="base")
+    config.save_pretrained(tmp_path / "lora")
+    with pytest.raises(ModelError, match=r"no place for 1 weights .*intermediate\.dense"):
+        described(tmp_path / "lora").check(RULES)
 
 
 def test_what_neither_the_base_nor_the_adapter_has_is_refused_by_name(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -16,10 +18,12 @@ from conftest import make_pairs
 from rankmill import pipeline, plan
 from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError, RunFailed
-from rankmill.job import Prepared, _stage_settings, prepare
+from rankmill.job import _stage_settings
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
+from rankmill.prepared import Prepared, prepare
 from rankmill.profile import make_profile, probe
 from rankmill.read import ShardSource
+from rankmill.worker import Bounds
 
 Write = Callable[..., str]
 
@@ -51,7 +55,8 @@ def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
     compute = ComputeConfig(workers=workers)
     pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
-    return pipeline.graph(source, _stage_settings(ready, profile), pool)
+    bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
+    return pipeline.graph(source, _stage_settings(ready, profile), pool, bounds)
 
 
 def test_stages_are_not_fused(prepared: Prepared) -> None:
@@ -112,6 +117,64 @@ def test_gpu_workers_are_as_many_as_gpus() -> None:
     found = Capacity((16.0, 8.0), (4.0, 0.0), ("a", "b"))
     pool = size_pool(ComputeConfig(), "cuda", 1, found)
     assert (pool.workers, pool.gpus) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "workers"),
+    [
+        ((1,), 0.5, 2),
+        ((1,), 0.1, 10),
+        ((1,), 0.3, 3),
+        # Two GPUs have room for four such actors: what is left of each does not make a fifth.
+        ((2,), 0.4, 4),
+        ((4, 0, 1), 0.5, 10),
+        ((4,), 2, 2),
+        ((3, 1), 2, 1),
+    ],
+)
+def test_a_gpu_holds_as_many_actors_as_its_parts(
+    gpus: tuple[float, ...], share: float, workers: int
+) -> None:
+    found = Capacity((16.0,) * len(gpus), gpus, tuple(map(str, range(len(gpus)))))
+    pool = size_pool(ComputeConfig(gpus_per_worker=share), "cuda", 1, found)
+    assert (pool.workers, pool.gpus) == (workers, share)
+    fewer = size_pool(ComputeConfig(gpus_per_worker=share, workers=1), "cuda", 1, found)
+    assert fewer.workers == 1
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 8, 64])
+@pytest.mark.parametrize("share", [1, 0.25])
+def test_actors_on_gpus_leave_half_the_cpus_to_tokenizing(cpus: int, share: float) -> None:
+    pool = size_pool(
+        ComputeConfig(gpus_per_worker=share), "cuda", 1, Capacity((float(cpus),), (2.0,), ("a",))
+    )
+    assert 0 < pool.cpus <= 1
+    assert cpus - pool.workers * pool.cpus >= max(cpus / 2, 0.9)
+
+
+def test_every_actor_of_a_pool_on_parts_of_gpus_starts() -> None:
+    ask = """
+import ray
+from rankmill import pipeline
+from rankmill.config import ComputeConfig
+from rankmill.pool import choose_device, size_pool
+
+ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+compute = ComputeConfig(gpus_per_worker=0.4)
+found = pipeline.capacity()
+assert choose_device(compute, found) == "cuda"
+pool = size_pool(compute, "cuda", 1, found)
+
+@ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)
+class Actor:
+    def which(self):
+        return ray.get_gpu_ids()[0]
+
+actors = [Actor.remote() for _ in range(pool.workers)]
+print("on", sorted(ray.get([actor.which.remote() for actor in actors], timeout=60)))
+"""
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    assert "on [0, 0, 1, 1]" in done.stdout, done.stderr
 
 
 def test_tasks_share_an_object_and_answer_in_order(ray_cluster: None) -> None:

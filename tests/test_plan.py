@@ -256,6 +256,16 @@ def test_a_small_input_is_cut_so_that_a_few_cores_have_work(write):
     assert np.diff(made.bounds).tolist() == [64 // plan.SMALL_PLAN] * plan.SMALL_PLAN
 
 
+def test_a_shard_for_gpus_holds_a_hundred_times_as_much(write):
+    source = write([f"q{n}" for n in range(400)])
+    runs = [plan.find_runs(source, group) for group in source.row_groups]
+    costly = plan.SHARD_OPERATIONS / 2
+    rules = PairRules(1, "document")
+    assert plan.make_plan(source, runs, costly, rules).queries.max() == 2
+    made = plan.make_plan(source, runs, costly, rules, times=plan.GPU_TIMES)
+    assert made.queries.max() == 400 // plan.SMALL_PLAN > 2
+
+
 def test_a_larger_model_makes_smaller_shards(write):
     source = write([str(row) for row in range(100)])
     runs = [plan.find_runs(source, group) for group in source.row_groups]
@@ -288,6 +298,24 @@ def test_work_counts_the_tokens_of_all_windows(write, rules, expected):
     assert tokens > 6
     made = plan.make_plan(source, runs, 1.0, rules)
     assert made.tokens / 100 == pytest.approx(expected(tokens), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (PairRules(512, "document"), lambda tokens: tokens + 60),
+        (PairRules(63, "document"), lambda tokens: 63),
+        # Every window begins with them: four of its 64 tokens are the texts', two of those shared.
+        (windowed(64, 2), lambda tokens: 64 + 64 * (tokens - 4) / 2),
+    ],
+)
+def test_work_counts_the_tokens_that_every_input_has(write, rules, expected):
+    source = write([str(row) for row in range(100)])
+    runs = [plan.find_runs(source, group) for group in source.row_groups]
+    texts = plan.make_plan(source, runs, 1.0, PairRules(512, "document")).tokens / 100
+    assert texts > 6
+    made = plan.make_plan(source, runs, 1.0, rules, fixed_tokens=60)
+    assert made.tokens / 100 == pytest.approx(expected(texts), abs=0.5)
 
 
 def test_the_digest_changes_when_a_border_does(write):

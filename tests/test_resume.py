@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import make_pairs
-from rankmill import job, markers, plan
+from rankmill import job, markers, plan, runs
 from rankmill.config import InputConfig, RunConfig, load_config
-from rankmill.errors import OutputError, RunFailed
+from rankmill.errors import OutputBusy, OutputError, RunFailed, StartError
 from rankmill.job import RunResult
+from rankmill.prepared import prepare
 from rankmill.progress import Listener, Progress
 from rankmill.read import ShardPieces, read_shards
 from rankmill.source import open_source
@@ -269,6 +270,26 @@ def scoring_processes() -> Iterator[int]:
             yield pid
 
 
+def test_a_run_whose_output_has_become_another_runs_writes_no_more(
+    candidates, undisturbed, tiny_model, ray_cluster, tmp_path
+):
+    output = tmp_path / "output"
+    seen: list[dict[str, bytes]] = []
+
+    def take_over(progress: Progress) -> None:
+        if progress.shards_done and not seen:
+            store = Store(str(output))
+            with store.locked():
+                store.write(runs.RUN, b"{}")
+                seen.append(parts(output))
+
+    with pytest.raises(OutputBusy, match="Another run has taken over") as refused:
+        run(candidates, output, tiny_model("bert"), listener=take_over)
+    assert refused.value.exit_code == 4
+    assert parts(output) == seen[0]
+    assert not (output / "_SUCCESS").exists()
+
+
 # Resuming
 
 
@@ -395,8 +416,32 @@ def test_another_setting_under_a_half_finished_output_is_refused(
 def test_another_model_under_a_half_finished_output_is_refused(
     candidates, half_finished, tiny_model
 ):
-    with pytest.raises(OutputError, match=r'model: "[0-9a-f]{64}" -> "[0-9a-f]{64}"'):
+    with pytest.raises(OutputError, match=r'model: "[0-9a-f]{64}" -> "[0-9a-f]{64}"') as refused:
         run(candidates, half_finished, tiny_model("modernbert"))
+    names = (tiny_model(kind) for kind in ("bert", "modernbert"))
+    assert 'model.name: "{}" -> "{}"'.format(*names) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({"instructions": "another"}, "started on processors with another; these have "),
+        ({"scoring_version": 0}, "begun with version 0 of the scoring code; this one is "),
+    ],
+)
+def test_another_profile_under_a_half_finished_output_is_refused(
+    candidates, half_finished, tiny_model, changed, shown
+):
+    record = half_finished / "_rankmill/run.json"
+    stored = json.loads(record.read_bytes())
+    stored["profile"] |= changed
+    record.write_text(json.dumps(stored))
+    with pytest.raises(StartError, match=shown) as refused:
+        run(candidates, half_finished, tiny_model("bert"))
+    assert refused.value.exit_code == 2
+    assert "--overwrite" in str(refused.value)
+    assert str(half_finished) in str(refused.value)
+    assert len(parts(half_finished)) == SHARDS - 2
 
 
 def test_another_input_under_a_half_finished_output_is_refused(
@@ -414,7 +459,7 @@ def test_how_much_of_the_cluster_a_run_takes_is_not_part_of_it(
     candidates, half_finished, tiny_model, unimportant
 ):
     config = settings(candidates, half_finished, tiny_model("bert"), **unimportant)
-    assert job.prepare(config).pending == [1, 4]
+    assert prepare(config).pending == [1, 4]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ nanio checks every signature and ignores conditional writes; moto checks none an
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from peft import LoraConfig, get_peft_model
+from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
@@ -36,9 +38,9 @@ from rankmill.errors import InputError, ModelError, OutputBusy
 from rankmill.export import export
 from rankmill.lease import Lease, Owner
 from rankmill.models import Description
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.profile import Profile
-from rankmill.store import Store
+from rankmill.store import Fence, Store
 from rankmill.tokens import PairRules
 
 KEY, SECRET = "RANKMILLKEY", "kept-out-of-everything/that+is=shown"
@@ -405,10 +407,69 @@ def test_files_are_written_read_listed_and_removed(store):
     assert store.sizes("below") == {}
 
 
-def test_a_file_is_created_once_where_the_store_has_conditional_writes(server, store):
-    assert store.create("lease", b"first")
-    assert store.create("lease", b"second") is not server.conditional
-    assert store.read("lease") == (b"first" if server.conditional else b"second")
+def test_a_file_is_exchanged_only_for_what_was_expected(store):
+    assert not store.exchange("a", b"one", b"two")
+    assert store.exchange("a", None, b"one")
+    assert not store.exchange("a", None, b"two")
+    assert not store.exchange("a", b"two", None)
+    assert store.exchange("a", b"one", b"two")
+    assert store.read("a") == b"two"
+    assert store.exchange("a", b"two", None)
+    assert store.read("a") is None
+
+
+def test_of_two_writers_who_have_seen_the_same_file_one_wins_where_the_store_takes_conditions(
+    server, store
+):
+    store.write("lease", b"dead")
+    seen = store._tag("lease")
+    assert store._put_if("lease", b"first", seen)
+    assert store._put_if("lease", b"second", seen) is not server.conditional
+    store.delete(["lease"])
+    assert store._put_if("lease", b"third", seen) is not server.conditional
+    assert store._put_if("lease", b"fourth", None) or server.conditional
+
+
+def test_a_writer_that_slept_before_its_write_cannot_write_over_another_run(
+    server, store, monkeypatch
+):
+    store.write("run", b"ours")
+    fenced = replace(store, fence=Fence("run", hashlib.sha256(b"ours").hexdigest()))
+    fenced.write("part", b"ours")
+    check = Store._refuse_fallen
+
+    def sleep_afterwards(writer: Store) -> None:
+        check(writer)
+        store.write("run", b"theirs")
+        store.write("part", b"theirs")
+
+    monkeypatch.setattr(Store, "_refuse_fallen", sleep_afterwards)
+    if server.conditional:
+        with pytest.raises(OutputBusy, match="Another run has taken over"):
+            fenced.write("part", b"ours again")
+    else:
+        fenced.write("part", b"ours again")
+    assert store.read("part") == (b"theirs" if server.conditional else b"ours again")
+    # Once it looks again it is refused anywhere.
+    with pytest.raises(OutputBusy):
+        fenced.write("part", b"ours at last")
+
+
+def test_a_large_file_is_one_upload_of_which_nothing_can_be_left(server, store):
+    calls: list[str] = []
+    fs, _ = store._at("")
+    with pytest.MonkeyPatch.context() as patch:
+        asked = fs._call_s3
+
+        async def note(method: str, *arguments: Any, **options: Any) -> Any:
+            calls.append(method)
+            return await asked(method, *arguments, **options)
+
+        patch.setattr(fs, "_call_s3", note)
+        store.write("large", bytes(101 << 20))
+    assert calls == ["put_object"]
+    assert store.sizes() == {"large": 101 << 20}
+    store.delete(["large"])
 
 
 def test_what_another_process_wrote_is_seen_at_once(server, store):
@@ -437,7 +498,7 @@ def test_an_unreachable_store_fails_with_an_os_error_that_names_no_secret(reache
         lambda: store.read("a"),
         lambda: store.read_many(["a", "b"]),
         lambda: store.write("a", b""),
-        lambda: store.create("a", b""),
+        lambda: store.exchange("a", None, b""),
         store.sizes,
         lambda: store.delete(["a"]),
     ):
@@ -605,6 +666,30 @@ def test_an_adapter_on_s3_finds_its_base_beside_it(
     server.filesystem().put(f"{tmp_path}/adapter/", "bucket/models/lora/", recursive=True)
     there = Scorer("s3://bucket/models/lora", device="cpu", precision="fp32").score(pairs)
     assert there.tolist() == here.tolist()
+
+
+@only_nanio
+def test_a_folder_of_sentence_transformers_on_s3_brings_its_prompt(
+    server, reached, cache, tiny_model, tmp_path
+):
+    text = '{{ (messages | selectattr("role", "eq", ROLE) | first).content }}'
+    query, document = (text.replace("ROLE", f'"{role}"') for role in ("query", "document"))
+    template = f"Query: {query}\nText: {document}\nSo:"
+    CrossEncoder(
+        tiny_model("qwen3"), device="cpu", processor_kwargs={"chat_template": template}
+    ).save_pretrained(str(tmp_path / "saved"))
+    names = {file.name for file in (tmp_path / "saved").rglob("*")}
+    assert {"chat_template.jinja", "modules.json", "1_LogitScore"} <= names
+    fs = server.filesystem()
+    fs.put(f"{tmp_path}/saved/", "bucket/models/saved/", recursive=True)
+    pairs = [("what is a shard", "A shard is a run of whole lists."), ("x", "heat transfer")]
+    there, here = (
+        Scorer(name, device="cpu", precision="fp32").score(pairs)
+        for name in ("s3://bucket/models/saved", str(tmp_path / "saved"))
+    )
+    fs.rm(list(fs.find("bucket/models/saved")))
+    assert there.tolist() == here.tolist()
+    assert abs(there[0] - there[1]) > 0.01
 
 
 @only_nanio

@@ -15,7 +15,7 @@ from rankmill import Scorer
 from rankmill.config import ModelConfig
 from rankmill.errors import ConfigError, InputError, ModelError
 from rankmill.models import ScorerModel
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.scorer import ScoredPairs, score_pairs
 from rankmill.tokens import TokenBatch, TokenizedPairs
 from rankmill.windows import cut

@@ -17,13 +17,14 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # From the bottom up. A module imports only from rows above its own; a package is one unit.
 LAYERS = [
-    ["errors"],
-    ["schema"],
+    ["masking"],
+    ["errors", "settings_yaml"],
+    ["schema", "settings"],
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["windows"],
+    ["agreement", "summary", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -31,27 +32,32 @@ LAYERS = [
     ["own_pairs"],
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
-    ["lease", "models", "plan", "pool"],
-    ["backend", "flight", "runs"],
-    ["scorer"],
-    ["output", "stages"],
+    ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
+    ["backend", "flight", "runs", "sample", "watchdog"],
+    ["scorer", "scoring_process"],
+    ["isolation", "output", "stages"],
+    ["worker"],
     # On Ray.
     ["read"],
     ["commit"],
     ["pipeline"],
     ["exchange"],
     # Whole runs, and readers of committed output.
-    ["progress"],
-    ["dataset", "evaluate", "export", "job", "status", "verify"],
-    ["compare", "demo", "evaluation_tables"],
+    ["prepared", "progress"],
+    ["report"],
+    ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
+    ["compare", "demo"],
+    ["evaluation_tables"],
     ["comparison_tables", "console"],
-    ["compare_command", "evaluate_command", "export_command"],
+    ["model_tables"],
+    ["compare_command", "evaluate_command", "export_command", "quantize_command"],
     ["__init__", "cli"],
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 RAY = {"commit", "exchange", "pipeline", "read"}
 TORCH = {
+    "models.attention_masks",
     "models.causal_lm",
     "models.classifiers",
     "models.jina_bert",
@@ -151,6 +157,15 @@ def test_peft_which_is_an_extra_stays_in_one_module():
     assert modules_that(lambda path: "peft" in packages(imports(tree_of(path)))) == {"models.lora"}
     # Late, or nothing would work without the extra.
     assert modules_that(lambda path: "rankmill.models.lora" in imported_at_once(path)) == set()
+
+
+def test_nncf_which_is_an_extra_stays_in_one_module():
+    assert modules_that(lambda path: "nncf" in packages(imports(tree_of(path)))) == {
+        "models.openvino_quantize"
+    }
+    assert modules_that(
+        lambda path: "rankmill.models.openvino_quantize" in imported_at_once(path)
+    ) == (set())
 
 
 def loaded_by(statement):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from transformers import (
 import tiny_models
 from rankmill import Scorer, tokenizer_files
 from rankmill.config import ColumnNames
+from rankmill.encoding import calls, encode_texts
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, ModelError
 from rankmill.stages import StageSettings, score, tokenize
@@ -500,6 +502,25 @@ def test_long_texts_keep_every_character_when_mecab_has_them_in_pieces(load):
 
 
 # Ids
+
+
+@given(st.lists(st.integers(0, 1 << 21), max_size=40) | st.just([1] * 3000))
+def test_texts_are_encoded_in_calls_of_few_texts_and_characters(sizes):
+    found = list(calls(sizes))
+    assert [n for call in found for n in range(call.start, call.stop)] == list(range(len(sizes)))
+    for call in found:
+        assert 1 <= call.stop - call.start <= 1024
+        assert call.stop - call.start == 1 or sum(sizes[call]) <= 1 << 20
+    for one, after in pairwise(found):
+        together = sum(sizes[one]) + sizes[after.start]
+        assert one.stop - one.start == 1024 or together > 1 << 20
+
+
+def test_long_texts_are_encoded_as_they_are_alone(wordpiece):
+    texts = ["東京は日本の首都 and a shard " * 9000, "x", "", "shard " * 180_000, "shard"]
+    together, alone = encode_texts(wordpiece, texts), [encode_texts(wordpiece, [t]) for t in texts]
+    assert together.lengths.tolist() == [len(one.ids) for one in alone]
+    assert together.ids.tolist() == [i for one in alone for i in one.ids.tolist()]
 
 
 def test_the_largest_id_counts_added_tokens_and_gaps(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from rankmill import Scorer, cli
 from rankmill.models import presets
+from rankmill.models.locate import EMBEDDED
 from rankmill.models.published import Published, published
 from rankmill.verify import compare
 
@@ -57,6 +59,50 @@ def test_other_weights_under_a_known_name_do_not_match(rankmill, hub, tiny_model
     assert code == 1
     assert f"{MINILM} does not give its published scores" in out
     assert "8.6071" in out
+
+
+def test_a_copy_of_the_weights_is_verified_where_it_lies(rankmill, tmp_path):
+    copy = shutil.copytree(EMBEDDED, tmp_path / "copy")
+    code, out, _ = rankmill("models", "verify", "demo", "--model", str(copy))
+    assert code == 0
+    assert f"{copy} gives the published scores of demo" in " ".join(out.split())
+    code, out, _ = rankmill("models", "verify", "demo", "--model", str(copy), "--json")
+    shown = json.loads(out)
+    assert (shown["model"], shown["weights"], shown["matches"]) == ("demo", str(copy), True)
+
+
+def test_a_folder_with_other_weights_does_not_match(rankmill, tiny_model):
+    folder = tiny_model("bert")
+    code, out, _ = rankmill("models", "verify", MINILM, "--model", folder)
+    assert code == 1
+    assert f"{folder} does not give the published scores of {MINILM}" in " ".join(out.split())
+
+
+def test_a_folder_that_is_not_there_is_named(rankmill, tmp_path):
+    code, out, err = rankmill("models", "verify", "demo", "--model", str(tmp_path / "nowhere"))
+    assert (code, out) == (2, "")
+    assert f"There is no model {tmp_path}/nowhere" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("cross-encoder/ms-marco-MiniLM-L6-v3", f"Did you mean {MINILM}?"),
+        ("jina-reranker-v1-tiny", "Did you mean jinaai/jina-reranker-v1-tiny-en?"),
+        ("nothing/like-these", "They are of demo,"),
+    ],
+)
+def test_a_misspelt_name_is_told_which_was_meant(rankmill, typed, said):
+    code, out, err = rankmill("models", "verify", typed)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_a_folder_in_place_of_a_name_is_told_where_it_belongs(rankmill, tiny_model):
+    folder = tiny_model("bert")
+    code, _, err = rankmill("models", "verify", folder)
+    assert code == 2
+    assert f"rankmill models verify NAME --model {folder}" in err
 
 
 def test_weights_that_cannot_be_reached_are_named(rankmill, hub):

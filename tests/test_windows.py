@@ -24,6 +24,7 @@ from rankmill import Scorer, job, markers, plan
 from rankmill.config import RunConfig, load_config
 from rankmill.errors import ConfigError, OutputError
 from rankmill.models import ScorerModel
+from rankmill.prepared import prepare
 from rankmill.scorer import score_pairs
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules, TokenBatch, TokenizedPairs, TokenizedTexts, kept_tokens
@@ -480,14 +481,14 @@ def test_a_resumed_job_gives_the_same_bytes(done, candidates, tiny_model, tmp_pa
 def test_other_windows_are_another_run(done, candidates, tiny_model, changed, shown):
     config = settings_of(candidates, done.output, tiny_model("bert"), **changed)
     with pytest.raises(OutputError, match=shown):
-        job.prepare(config)
+        prepare(config)
 
 
 def test_a_job_refuses_a_stride_without_progress_before_it_starts(candidates, tiny_model, tmp_path):
     changed = {"model.window.stride": 37}
     config = settings_of(candidates, tmp_path / "output", tiny_model("bert"), **changed)
     with pytest.raises(ConfigError, match=r"stride is 37, .* only 37 for the document"):
-        job.prepare(config)
+        prepare(config)
     assert not (tmp_path / "output").exists()
 
 

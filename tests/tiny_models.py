@@ -528,6 +528,23 @@ def mecab_files(folder: Path, subwords: str = "wordpiece") -> Path:
     return folder
 
 
+def mecab_spm_files(folder: Path) -> Path:
+    """Japanese BERT's kind with SentencePiece for the pieces of a word: spiece.model alone."""
+    settings = {
+        "tokenizer_class": "BertJapaneseTokenizer",
+        "do_lower_case": False,
+        "word_tokenizer_type": "mecab",
+        "subword_tokenizer_type": "sentencepiece",
+        "mecab_kwargs": {"mecab_dic": "unidic_lite"},
+    }
+    _write(folder, settings, model_type="bert", type_vocab_size=2)
+    special = {"pad_piece": "[PAD]", "unk_piece": "[UNK]", "pad_id": 3}
+    symbols = ["[CLS]", "[SEP]", "[MASK]"]
+    model = _sentencepiece(vocab_size=300, control_symbols=symbols, **special)
+    (folder / "spiece.model").write_bytes(model)
+    return folder
+
+
 def _sentencepiece(**options: object) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

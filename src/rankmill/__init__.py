@@ -9,6 +9,7 @@ scores = scorer.score([("query", "document"), ...])
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from rankmill.config import RunConfig, load_config
 from rankmill.errors import RankmillError
 from rankmill.evaluate import Evaluation, evaluate
 from rankmill.export import ExportResult, export
+from rankmill.masking import mask_record
 
 if TYPE_CHECKING:
     from rankmill.dataset import rerank_dataset
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from rankmill.profile import Profile
     from rankmill.scorer import Scorer
     from rankmill.tokens import TokenBatch
+
+# On the driver and on every node, whoever listens.
+logging.getLogger("rankmill").addFilter(mask_record)
 
 __all__ = [
     "Comparison",

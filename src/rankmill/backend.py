@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.errors import BackendUnfit, ConfigError
 from rankmill.models import Description, openvino_model
-from rankmill.profile import Device, Profile, make_profile, probe
+from rankmill.profile import Device, Hardware, Profile, make_profile, probe
 
 log = logging.getLogger("rankmill")
 
@@ -57,14 +57,17 @@ def resolve(
     hardware = probe(device)
     if cores is not None:
         hardware = replace(hardware, cores=min(hardware.cores, cores))
-    on_torch = make_profile(model, compute, device, hardware)
+    if description.is_int8:
+        return Resolved(_int8(description, model, compute, device, hardware))
+    operations = description.operations_per_token
+    on_torch = make_profile(model, compute, device, hardware, operations_per_token=operations)
     if model.scorer is not None or model.backend == "torch" or device != "cpu":
         return Resolved(on_torch)
     if model.backend == "auto" and not openvino_model.is_installed():
         return Resolved(
             on_torch, hint="OpenVINO scores faster than torch on CPUs: pip install 'rankmill[cpu]'."
         )
-    on_openvino = make_profile(model, compute, device, hardware, "openvino")
+    on_openvino = make_profile(model, compute, device, hardware, "openvino", operations)
     try:
         description.prepare(on_openvino)
     except BackendUnfit as unfit:
@@ -72,3 +75,25 @@ def resolve(
             raise
         return Resolved(on_torch, warning=f"Scoring runs on torch, which is slower: {unfit}")
     return Resolved(on_openvino)
+
+
+def _int8(
+    description: Description,
+    model: ModelConfig,
+    compute: ComputeConfig,
+    device: Device,
+    hardware: Hardware,
+) -> Profile:
+    """The profile of an int8 folder, which nothing but OpenVINO can score."""
+    name = description.to_json()["name"]
+    if device != "cpu" or model.backend == "torch":
+        found = "model.backend is torch" if device == "cpu" else f"the device is {device}"
+        raise ConfigError(
+            f"{name} is an int8 folder, which OpenVINO scores on CPUs and nothing else; {found}.",
+            "Set compute.device to cpu and model.backend to auto, or score the model that was "
+            "quantized.",
+        )
+    operations = description.operations_per_token
+    profile = make_profile(model, compute, device, hardware, "openvino", operations, int8=True)
+    description.prepare(profile)
+    return profile

@@ -11,13 +11,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rankmill import console, job
+from rankmill import console, job, model_tables
 from rankmill.compare_command import compare_command
-from rankmill.config import RunConfig, Setting, load_config, parse_override
+from rankmill.config import RunConfig, has_credentials, load_config
 from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate_command import evaluate_command
 from rankmill.export_command import export_command
 from rankmill.models.presets import presets
+from rankmill.prepared import prepare
+from rankmill.quantize_command import quantize_command
+from rankmill.report import draw_report
+from rankmill.settings import Setting, parse_override
 from rankmill.status import read_status
 from rankmill.verify import verify
 
@@ -132,7 +136,7 @@ def plan(
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_)
     with console.own_stdout() as stdout:
-        facts = console.plan_facts(job.prepare(wanted, overwrite=overwrite), rate)
+        facts = console.plan_facts(prepare(wanted, overwrite=overwrite), rate)
         if as_json:
             print(json.dumps(facts, indent=1, ensure_ascii=False), file=stdout)
         else:
@@ -163,15 +167,38 @@ def status(
         raise typer.Exit(1)
 
 
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="The output folder of a run, finished or not.")],
+    texts: Annotated[
+        bool | None,
+        typer.Option(
+            "--texts/--no-texts",
+            help="Show the documents that moved most; unless given, as the run's report.texts.",
+        ),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="AWS profile.")] = None,
+) -> None:
+    """Draw the HTML report of a run again, from its own files, and print where it is.
+
+    [bold]Example[/]
+
+      rankmill report ranked/ --texts
+    """
+    print(draw_report(output, profile, texts))
+
+
 app.command("evaluate")(evaluate_command)
-app.command("export")(export_command)
 app.command("compare")(compare_command)
+app.command("export")(export_command)
+app.command("quantize")(quantize_command)
 
 
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the models that rankmill knows by name. Any other checkpoint of their architectures
-    works as well. A shape is layers x hidden size.
+    works as well. A shape is layers x hidden size; tokens are those of the longest pair that a
+    model takes, and of the length at which its authors use it (model.max_length, 512 by default).
 
     [bold]Example[/]
 
@@ -184,30 +211,38 @@ def models(context: typer.Context, as_json: JsonOption = False) -> None:
         print(json.dumps([preset.model_dump() for preset in known], indent=1, ensure_ascii=False))
         return
     out = Console(highlight=False)
-    for line in console.models_lines(known, out.width):
+    for line in model_tables.models_lines(known, out.width):
         out.print(line, soft_wrap=True, markup=False)
-    for note in console.models_notes(known):
+    for note in model_tables.models_notes(known):
         out.print(f"\n{note}", markup=False)
 
 
 @models_app.command("verify")
 def verify_command(
     name: Annotated[str, typer.Argument(help="A preset with published scores, e.g. demo.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Where its weights are: a folder, s3:// or hub id."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score the examples that were published with a model, and say whether they match.
+
+    The weights are the hub's, or those of a copy that --model names.
 
     Exit code 0: they match; 1: they do not; 2: there are none, or the weights cannot be reached.
 
     [bold]Example[/]
 
       rankmill models verify demo
+
+      rankmill models verify jinaai/jina-reranker-v1-tiny-en --model s3://models/jina-tiny
     """
-    found = verify(name)
+    found = verify(name, model)
     if as_json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:
-        console.print_verification(Console(highlight=False), found)
+        model_tables.print_verification(Console(highlight=False), found)
     if not found.matches:
         raise typer.Exit(1)
 
@@ -245,11 +280,25 @@ def _config(
 
 def main() -> None:
     """The `rankmill` command."""
+    sys.excepthook = console.show_traceback
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        _refuse_credentials(arguments)
         app(arguments)
     except RankmillError as error:
         if "--debug" in sys.argv:
-            raise
-        console.show_error(error)
+            console.show_traceback(type(error), error, error.__traceback__)
+        else:
+            console.show_error(error)
         sys.exit(error.exit_code)
+
+
+def _refuse_credentials(arguments: list[str]) -> None:
+    """Raise `ConfigError` before anything repeats them: usage errors would, and so does Ray."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if has_credentials(argument) or has_credentials(value):
+            shown = name if name.startswith("-") and "://" not in name else "An argument"
+            raise ConfigError(
+                f"{shown} carries credentials.", "Leave them to the environment or an AWS profile."
+            )

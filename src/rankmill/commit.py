@@ -10,20 +10,21 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from rankmill import markers, rank, rows, schema, stages
+from rankmill import markers, rank, rows, schema, stages, summary
 from rankmill.envelope import Envelope
-from rankmill.markers import PRIVATE, Counters, Marker, WrittenFile
-from rankmill.read import ORIGIN_ROW
+from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, WrittenFile
+from rankmill.schema import ORIGIN_ROW
 from rankmill.store import Store
 
 if TYPE_CHECKING:
@@ -89,10 +90,15 @@ def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
         note = {"shard": envelope.shard, "error": envelope.error}
         store.write(markers.failure_name(envelope.shard), json.dumps(note).encode())
         return
+    ended, started = time.time(), time.perf_counter()
     finished = finish_shard(envelope, settings)
+    ranked = time.perf_counter()
     for name, content in finished.contents.items():
         store.write(name, content)
-    store.write(markers.marker_name(envelope.shard), finished.marker.to_bytes())
+    written = time.perf_counter()
+    times = {"ended": ended, "rank": ranked - started, "write": written - ranked}
+    marker = replace(finished.marker, stages=finished.marker.stages | times)
+    store.write(markers.marker_name(envelope.shard), marker.to_bytes())
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     reason = np.array(envelope.facts.column("reason").to_pylist(), dtype=object)
     by_pair = envelope.scores.column("score").to_numpy()
     score, dropped = stages.by_row(pair, by_pair, envelope.pairs.column("dropped").to_numpy())
-    reason[(pair >= 0) & ~np.isfinite(score)] = rows.BAD_SCORE
+    unscored = (pair >= 0) & ~np.isfinite(score)
+    why = pc.fill_null(envelope.scores.column("reason"), rows.BAD_SCORE).to_pylist()
+    reason[unscored] = np.array(why, dtype=object)[pair[unscored]]
 
     is_bad = np.array([why is not None for why in reason], bool)
     kept, bad = np.flatnonzero(~is_bad), np.flatnonzero(is_bad)
@@ -127,14 +135,14 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     files = [
         (schema.part_name(envelope.shard, settings.shards), part.num_rows, _parquet(part)),
         (
-            f"{PRIVATE}/scores/{number}.arrow",
+            f"{SCORES}/{number}.arrow",
             int(finite.sum()),
             _arrow(_score_table(envelope.pairs, by_pair, finite)),
         ),
     ]
     if len(bad):
         quarantined = _quarantine(envelope.rows, bad, reason[bad])
-        files.append((f"{PRIVATE}/quarantine/{number}.arrow", len(bad), _arrow(quarantined)))
+        files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
 
     scored_rows = int(np.sum(pair[kept] >= 0))
     pairs_scored = len(np.unique(pair[kept][pair[kept] >= 0]))
@@ -163,8 +171,28 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         counters=counters,
         degraded=cost["degraded"],
         seconds=cost["seconds"],
+        stages=_seconds_before_scoring(envelope.rows, envelope.facts),
+        summary=summary.summarize(
+            envelope.shard,
+            query[kept],
+            score[kept],
+            ranking.rows,
+            *_lengths(envelope.pairs),
+        ).to_text(),
     )
     return FinishedShard({name: content for name, _, content in files}, marker)
+
+
+def _seconds_before_scoring(read: pa.Table, tokenized: pa.Table) -> dict[str, float]:
+    tables = {"read": read, "tokenize": tokenized}
+    return {name: float(table.schema.metadata[b"seconds"]) for name, table in tables.items()}
+
+
+def _lengths(pairs: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Tokens of each distinct pair before it was cut, and those of them that were cut."""
+    kept = ("query_kept", "document_kept", "dropped")
+    query, document, dropped = (pairs.column(name).to_numpy() for name in kept)
+    return query + document + dropped, dropped
 
 
 def _part(

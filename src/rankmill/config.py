@@ -6,49 +6,30 @@ travel. Everything that changes results is in `RunConfig.result_settings`, which
 
 from __future__ import annotations
 
-import copy
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from rankmill.errors import ConfigError
+from rankmill.settings import Name, PositiveInt, Section, Setting, put, read_section, read_yaml
 
 CONTRACT_VERSION = 1
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as in version 1.2."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+# Parameters of a URL that let in whoever has it.
+_SIGNED = re.compile(
+    r"[?&#;][^=&]*(signature|token|secret|sig|credential|passw(or)?d|api-?_?key|accesskey(id)?)=",
+    re.IGNORECASE,
 )
 
-S = TypeVar("S", bound=BaseModel)
-Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
 Slopes = Literal["standard", "halved"]
-PositiveInt = Annotated[int, Field(gt=0)]
-Name = Annotated[str, StringConstraints(min_length=1)]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ColumnNames(_Section):
+class ColumnNames(Section):
     """Which input columns hold what; `document` may be several, joined with one space.
 
     `instruction`: what a causal reranker is told beside each query; where a row's is null or
@@ -68,7 +49,7 @@ class ColumnNames(_Section):
         return [self.document] if isinstance(self.document, str) else list(self.document)
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     """Where the candidates are and how they are laid out (DESIGN: input)."""
 
     path: Name | Annotated[list[Name], Field(min_length=1)]
@@ -86,7 +67,7 @@ class InputConfig(_Section):
         return [self.path] if isinstance(self.path, str) else list(self.path)
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """What is written, and where."""
 
     path: Name
@@ -96,7 +77,7 @@ class OutputConfig(_Section):
     column_prefix: Name = "rerank_"
 
 
-class WindowConfig(_Section):
+class WindowConfig(Section):
     """With `overflow: windows`: how windows follow each other, and what a pair's score is.
 
     stride: tokens of the document that a window shares with the one before, at most half a window
@@ -108,7 +89,7 @@ class WindowConfig(_Section):
     pool: Literal["max", "mean"] = "max"
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The cross-encoder and how pairs are brought to its length.
 
     max_length: tokens of an input, special tokens included; lowered to the model's own limit.
@@ -127,7 +108,7 @@ class ModelConfig(_Section):
         None, description="a class of one's own, module:Class, that scores the model's folder"
     )
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: AskedPrecision = "auto"
     max_length: PositiveInt = 512
     max_query_tokens: PositiveInt | None = None
     max_document_tokens: PositiveInt | None = None
@@ -155,7 +136,7 @@ class ModelConfig(_Section):
         return self
 
 
-class ComputeConfig(_Section):
+class ComputeConfig(Section):
     """Where the run takes place and how much of the cluster it takes."""
 
     address: Name | None = None
@@ -164,21 +145,31 @@ class ComputeConfig(_Section):
     cpus_per_worker: Literal["auto"] | PositiveInt = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1
     memory: PositiveInt | None = Field(None, description="bytes of heap reserved by a worker")
+    batch_timeout: PositiveInt = Field(
+        600, description="seconds that a batch may take; one that takes longer hangs"
+    )
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _as_ray_counts(cls, gpus: float) -> float:
+        if gpus > 1 and gpus % 1:
+            raise ValueError("above 1 it must be a whole number")
+        return gpus
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """How object stores are reached. Credentials come from each node's own environment."""
 
     profile: Name | None = Field(None, description="a profile in the nodes' AWS configuration")
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     """What the report may show."""
 
     texts: bool = False
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: everything a user can set."""
 
     input: InputConfig
@@ -198,8 +189,11 @@ class RunConfig(_Section):
             *paths,
             ("output.path", self.output.path),
             ("model.name", self.model.name),
+            ("compute.address", self.compute.address or ""),
         ]:
-            if _has_credentials(path):
+            if "\0" in path:
+                raise ValueError(f"{setting} holds a null character")
+            if has_credentials(path):
                 raise ValueError(
                     f"{setting} carries credentials; "
                     "leave them to the environment or an AWS profile"
@@ -225,13 +219,13 @@ class RunConfig(_Section):
         }
 
 
-def _has_credentials(path: str) -> bool:
-    """Whether a URL names a user, or something after a colon that is not a port."""
+def has_credentials(path: str) -> bool:
+    """Whether a URL names a user, something after a colon that is not a port, or a signature."""
     host = re.split(r"[/?#]", path.partition("://")[2], maxsplit=1)[0]
     _, colon, port = host.partition(":")
     arn = host.startswith("arn:")  # an S3 access point
     user = "@" in host and not path.startswith(("abfs://", "abfss://", "az://"))  # container@host
-    signed = re.search(r"[?&]([^=&]*(signature|token|secret|sig))=", path, re.IGNORECASE)
+    signed = _SIGNED.search(path)
     return user or signed is not None or bool(colon and not port.isdigit() and not arn)
 
 
@@ -243,128 +237,7 @@ def load_config(
     Raises `ConfigError` when the file cannot be read or is not a mapping, when a key is unknown
     (the nearest known key is suggested), or when a value has the wrong type.
     """
-    values = {} if path is None else _read_yaml(Path(path))
+    values = {} if path is None else read_yaml(Path(path))
     for dotted, value in (overrides or {}).items():
-        _put(values, dotted, value)
+        put(values, dotted, value)
     return read_section(RunConfig, values, f" in {path}" if path is not None else "")
-
-
-def read_section(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """Check plain values against a section of the configuration.
-
-    Raises `ConfigError` as `load_config` does; `where` is added to its sentences.
-    """
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(*_explain(error, section, where)) from None
-
-
-def parse_override(text: str) -> tuple[str, Setting]:
-    """Split `a.b=value`; the value is read as YAML, so `20`, `null` and `[a, b]` mean themselves.
-
-    Raises `ConfigError` when there is no `=` or the value is not YAML.
-    """
-    key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(
-            f"--set expects a.b=value, found {text!r}.", "For example: --set output.top_k=20"
-        )
-    try:
-        return key.strip(), yaml.load(raw, _Yaml)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise ConfigError(
-            f"The value of --set {key} is not valid YAML{_yaml_problem(error)}."
-        ) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no configuration file {path}.", "Give the path of a YAML file."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise ConfigError(f"{path} is not valid YAML{_yaml_problem(error)}.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}.")
-    return values
-
-
-def _yaml_problem(error: Exception) -> str:
-    """What is wrong and where, without the line itself: it may hold anything."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f": {error.problem}, line {mark.line + 1}, column {mark.column + 1}"
-    return "" if isinstance(error, yaml.YAMLError) else f": {error}"
-
-
-def _put(values: dict[str, Any], dotted: str, value: Setting) -> None:
-    *parents, last = dotted.split(".")
-    section = values
-    for depth, key in enumerate(parents):
-        below = section.setdefault(key, {})
-        if not isinstance(below, dict):
-            name = ".".join(parents[: depth + 1])
-            raise ConfigError(f"{dotted} cannot be set: {name} is a value, not a section.")
-        section = below
-    section[last] = copy.deepcopy(value)  # later overrides may reach into it
-
-
-def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple[str, str | None]:
-    """Turn pydantic's findings into one message and one remedy."""
-    lines: list[str] = []
-    remedy = None
-    # A misspelt section is both unknown and missing; the spelling is what needs mending.
-    findings = error.errors(include_url=False)
-    findings.sort(key=lambda finding: finding["type"] != "extra_forbidden")
-    for finding in findings:
-        place = _place(root, finding["loc"])
-        if finding["type"] == "extra_forbidden":
-            known = _known_keys(root, finding["loc"])
-            lines.append(f"Unknown setting {place}{where}.")
-            near = difflib.get_close_matches(str(finding["loc"][-1]), known, n=1, cutoff=0.5)
-            remedy = remedy or (
-                f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-            )
-        elif finding["type"] == "missing":
-            lines.append(f"The setting {place} is missing{where}.")
-            remedy = remedy or f"Give {place} in the file, as a flag, or with --set."
-        elif finding["type"] == "value_error":
-            lines.append(f"{place or 'The configuration'}{where}: {finding['ctx']['error']}.")
-        else:
-            shown = repr(finding["input"])
-            # A URL may carry a secret that was never checked for.
-            brief = len(shown) <= 60 and "://" not in shown
-            found = shown if brief else f"a {type(finding['input']).__name__}"
-            lines.append(f"{place}{where}: {finding['msg']}, found {found}.")
-    return "\n".join(dict.fromkeys(lines)), remedy
-
-
-def _place(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """A setting's dotted name, without the alternatives of a type that pydantic adds to it."""
-    parts: list[str] = []
-    section: type[BaseModel] | None = root
-    for part in loc:
-        if section is not None or isinstance(part, int):
-            parts.append(str(part))
-        section = _section_below(section, part)
-    return ".".join(parts)
-
-
-def _known_keys(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] | None = root
-    for part in loc[:-1]:
-        section = _section_below(section, part)
-    return list(section.model_fields) if section is not None else []
-
-
-def _section_below(section: type[BaseModel] | None, key: int | str) -> type[BaseModel] | None:
-    field = section.model_fields.get(str(key)) if section is not None else None
-    found = field.annotation if field is not None else None
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None

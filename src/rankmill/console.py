@@ -7,8 +7,10 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -18,15 +20,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rankmill import runs
 from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
 from rankmill.evaluation_tables import evaluation_table
 from rankmill.export import ExportResult
-from rankmill.job import Prepared
-from rankmill.models.presets import Preset
+from rankmill.masking import mask
+from rankmill.models import presets
+from rankmill.prepared import Prepared
 from rankmill.progress import Listener, Progress, duration
 from rankmill.status import Status
-from rankmill.verify import Verification
 
 # A log file gets a line when something was committed, but not more often than this.
 _LOG_SECONDS = 10.0
@@ -41,6 +44,14 @@ def set_up_logging() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A traceback on stderr without credentials; takes the place of `sys.excepthook`."""
+    shown = "".join(traceback.format_exception(kind, error, trace))
+    print("\n".join(map(mask, shown.split("\n"))), end="", file=sys.stderr)
 
 
 @contextmanager
@@ -120,14 +131,15 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
         ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),
         ("time", duration(manifest["seconds"])),
         ("pairs/s", f"{manifest['pairs_per_second']:,.0f}"),
+        ("report", f"{output}/{runs.REPORT}"),
     ]
     rows += [(f"    {reason}", f"{count:,}") for reason, count in manifest["quarantine"].items()]
-    return _facts(rows)
+    return facts_table(rows)
 
 
 def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
     """What a run would do, as plain values. `rate`: pairs/s, given or measured."""
-    pending = ready.pending
+    pending, length = ready.pending, ready.rules.max_length
     done = sum(marker.counters.rows_in for marker in ready.committed.values())
     if rate is None:
         # Committed shards tell what one worker does; their sum is a lower bound for several.
@@ -140,6 +152,8 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "queries": int(ready.plan.queries.sum()),
         "pairs": ready.plan.pairs,
         "tokens_estimated": ready.plan.tokens,
+        "max_length": length,
+        "authors_length": presets.authors_length(ready.config.model, length),
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
@@ -153,12 +167,14 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
 def plan_table(facts: dict[str, Any]) -> Table:
     """A dry run."""
     seconds = facts["seconds_estimated"]
-    model = facts["model"]
+    model, theirs = facts["model"], facts["authors_length"]
+    hint = "" if theirs is None else f" (the authors use {theirs:,})"
     rows = [
         ("input", f"{facts['files']:,} file(s), layout {facts['layout']}"),
         ("queries", f"{facts['queries']:,}"),
         ("pairs", f"{facts['pairs']:,}"),
         ("tokens, estimated", f"{facts['tokens_estimated']:,}"),
+        ("tokens an input, at most", f"{facts['max_length']:,}{hint}"),
         ("shards", f"{facts['shards']:,}"),
         ("  committed", f"{facts['shards_committed']:,}"),
         ("  pending", f"{facts['shards_pending']:,}"),
@@ -169,7 +185,7 @@ def plan_table(facts: dict[str, Any]) -> Table:
         ),
     ]
     rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
-    return _facts(rows)
+    return facts_table(rows)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -197,7 +213,7 @@ def status_table(status: Status) -> Table:
     ]
     rows += [(f"[red]failed shard {s}", escape(why)) for s, why in status.failed.items()]
     rows += [("[red]damaged", escape(problem)) for problem in status.damaged]
-    return _facts(rows)
+    return facts_table(rows)
 
 
 def print_demo(out: Console, found: DemoResult) -> None:
@@ -219,7 +235,7 @@ def print_demo(out: Console, found: DemoResult) -> None:
     lines = (
         f"Done: {run.counters.pairs_scored:,} pairs in {duration(seconds)} ({rate:,.0f} pairs/s).",
         f"Ranked table:  {run.output}",
-        f"What was done: {run.output}/_rankmill/manifest.json",
+        f"What was done: {run.output}/{runs.REPORT}",
         "",
         "Now your own table (Parquet with query_id, query, doc_id, document):",
         "  rankmill rerank --input candidates.parquet --output ranked --model demo",
@@ -246,75 +262,11 @@ def export_table(found: ExportResult) -> Table:
     rows += [(f"    {reason}", f"{count:,}") for reason, count in counts.dropped.items()]
     if counts.positives_missing:
         rows.append(("relevant, not in the lists", f"{counts.positives_missing:,}"))
-    return _facts(rows)
+    return facts_table(rows)
 
 
-def models_lines(presets: tuple[Preset, ...], width: int) -> list[str]:
-    """The models that rankmill knows by name: a line each, or two where the width is too small."""
-    heading = ("architecture", "shape", "params", "tokens", "languages", "licence")
-    rows = [("name", heading)] + [
-        (
-            preset.name,
-            (
-                preset.architecture,
-                f"{preset.layers}x{preset.hidden}",
-                "" if preset.parameters is None else f"{preset.parameters / 1e6:.0f}M",
-                f"{preset.max_length:,}",
-                ", ".join(preset.languages),
-                preset.licence or "see its page",
-            ),
-        )
-        for preset in presets
-    ]
-    widths = [max(len(facts[column]) for _, facts in rows) for column in range(len(heading))]
-    numbers = range(1, 4)
-    longest = max(len(name) for name, _ in rows)
-    lines = []
-    for name, facts in rows:
-        told = "  ".join(
-            fact.rjust(widths[column]) if column in numbers else fact.ljust(widths[column])
-            for column, fact in enumerate(facts)
-        ).rstrip()
-        if longest + 2 + sum(widths) + 2 * (len(widths) - 1) <= width:
-            lines.append(f"{name.ljust(longest)}  {told}")
-        else:
-            lines += [name, f"  {told}"]
-    return lines
-
-
-def models_notes(presets: tuple[Preset, ...]) -> list[str]:
-    """What a user has to know before using some of the models, said once for all it is true of."""
-    names: dict[str, list[str]] = {}
-    for preset in presets:
-        said = f"not yet: {preset.reason}" if preset.reason else preset.note
-        if said:
-            names.setdefault(said, []).append(preset.name)
-    return [f"{', '.join(those)}: {said}" for said, those in names.items()]
-
-
-def print_verification(out: Console, found: Verification) -> None:
-    """Published scores beside those found, a table a source, and what comes of it."""
-    for one in found.comparisons:
-        variant = "" if one.variant is None else f", read as {one.variant}"
-        told = f"{one.source.source} ({one.source.computed}; ±{one.source.tolerance:g}){variant}"
-        out.print(escape(told), soft_wrap=True)
-        table = Table(box=None)
-        table.add_column("document", overflow="ellipsis", no_wrap=True, max_width=40)
-        for heading in ("expected", "found", "difference"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for example, score in zip(one.source.examples, one.found, strict=True):
-            difference = f"{score - example.score:+.5f}"
-            numbers = (f"{example.score:.4f}", f"{score:.4f}", difference)
-            table.add_row(escape(example.document), *numbers)
-        out.print(table)
-    variants = " and as ".join(name for name in found.matching if name is not None)
-    verdict = "[green]gives[/]" if found.matches else "[red]does not give[/]"
-    which = f", read as {variants}," if variants else ""
-    line = f"{found.name}{which} {verdict} its published scores (float32 on the CPU)."
-    out.print(line, soft_wrap=True)
-
-
-def _facts(rows: list[tuple[str, str]]) -> Table:
+def facts_table(rows: list[tuple[str, str]]) -> Table:
+    """Names and values, a line each."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

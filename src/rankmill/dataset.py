@@ -13,20 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from rankmill import pipeline, rank, rows, schema, stages
-from rankmill.config import (
-    ColumnNames,
-    ComputeConfig,
-    InputConfig,
-    ModelConfig,
-    Setting,
-    read_section,
-)
+from rankmill.config import AskedPrecision, ColumnNames, ComputeConfig, InputConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.models import Description, refuse_instructions
-from rankmill.models.folder import describe
+from rankmill.models.describe import describe
 from rankmill.pool import Capacity, Pool, choose_device, size_pool
-from rankmill.profile import Backend, Precision, Profile
+from rankmill.profile import Backend, Profile
+from rankmill.settings import Setting, read_section
 from rankmill.stages import StageSettings
 from rankmill.tokens import Overflow, PairRules, Pooling, Truncation
 
@@ -60,7 +54,7 @@ def rerank_dataset(
     backend: Literal["auto"] | Backend = "auto",
     columns: Mapping[str, Setting] | None = None,
     device: Literal["auto", "cuda", "cpu"] = "auto",
-    precision: Literal["auto"] | Precision = "auto",
+    precision: AskedPrecision = "auto",
     max_length: int = 512,
     max_query_tokens: int | None = None,
     max_document_tokens: int | None = None,

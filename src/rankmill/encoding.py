@@ -19,8 +19,10 @@ STRATEGIES: dict[Truncation, Strategy] = {
     "document": "only_second",
     "longest_first": "longest_first",
 }
-# Texts a call: enough to be fast, few enough that their Python objects do not pile up.
+# Texts and characters a call: enough to be fast, few enough that what the tokenizer makes besides
+# ids (some 150 bytes a token) does not pile up.
 _A_CALL = 1024
+_CHARACTERS_A_CALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,26 @@ class EncodedPairs:
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> TokenizedTexts:
     """Tokenize texts without special tokens and without cutting."""
     ids: list[Int32] = []
-    for start in range(0, len(texts), _A_CALL):
-        ids += _encode(tokenizer, list(texts[start : start + _A_CALL]))
+    for call in calls([len(text) for text in texts]):
+        ids += _encode(tokenizer, list(texts[call]))
     starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])]).astype(np.int64)
     return TokenizedTexts(np.concatenate([np.empty(0, np.int32), *ids]), starts)
+
+
+def calls(sizes: Sequence[int]) -> Iterator[slice]:
+    """Which texts go into a call together, in order. sizes: characters a text.
+
+    A text that is longer than a call's characters goes by itself.
+    """
+    start = characters = 0
+    for number, size in enumerate(sizes):
+        characters += size
+        full = number - start == _A_CALL or characters > _CHARACTERS_A_CALL
+        if full and number > start:
+            yield slice(start, number)
+            start, characters = number, size
+    if start < len(sizes):
+        yield slice(start, len(sizes))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Int32]:

@@ -1,18 +1,18 @@
 """What travels between the stages of a run: one row a shard.
 
 Tables ride inside an envelope as opaque Arrow IPC bytes. So Ray never splits or merges a shard,
-never has to know an input type, and the scoring actor passes texts on without decoding them.
+never has to know an input type, and the scoring actor passes texts on as the bytes that came.
 """
 
 from __future__ import annotations
 
-import traceback
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from rankmill.errors import RankmillError
+from rankmill.errors import RankmillError, kind_and_place
+from rankmill.masking import mask
 
 _SCHEMA = pa.schema(
     [
@@ -25,6 +25,7 @@ _SCHEMA = pa.schema(
         ("scores", pa.large_binary()),
     ]
 )
+_TABLES = _SCHEMA.names[2:]
 
 
 @dataclass(frozen=True)
@@ -43,36 +44,49 @@ class Envelope:
     pairs: pa.Table | None = None
     texts: pa.Table | None = None
     scores: pa.Table | None = None
+    # Tables as they were read from a block, and the bytes that they were read from.
+    _sealed: Mapping[str, tuple[pa.Table, pa.Array]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    def failed(self, error: Exception | str) -> Envelope:
+    def failed(self, error: BaseException | str) -> Envelope:
         """The same shard without its tables, and why.
 
         Of an error that is not rankmill's own only the kind and the place are kept: its text may
         quote a row.
         """
-        if isinstance(error, Exception) and not isinstance(error, RankmillError):
-            frames = traceback.extract_tb(error.__traceback__)
-            place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-            return Envelope(self.shard, f"{type(error).__name__}{place}")
-        return Envelope(self.shard, str(error))
+        if isinstance(error, BaseException) and not isinstance(error, RankmillError):
+            return Envelope(self.shard, kind_and_place(error))
+        return Envelope(self.shard, mask(str(error)))
 
     def to_block(self) -> pa.Table:
-        """A block of one row."""
+        """A block of one row. Tables that were read from one and are the same go as they came."""
         columns = [pa.array([self.shard], pa.int64()), pa.array([self.error], pa.string())]
-        columns += [_to_array(getattr(self, name)) for name in _SCHEMA.names[2:]]
+        for name in _TABLES:
+            table = getattr(self, name)
+            read, sealed = self._sealed.get(name, (None, None))
+            columns.append(sealed if table is not None and table is read else _to_array(table))
         return pa.table(columns, schema=_SCHEMA)
 
     @classmethod
     def from_block(cls, block: pa.Table) -> list[Envelope]:
         """The envelopes of a block; tables are views into its memory."""
-        return [
-            cls(
-                block.column("shard")[row].as_py(),
-                block.column("error")[row].as_py(),
-                *(_from_scalar(block.column(name)[row]) for name in _SCHEMA.names[2:]),
-            )
-            for row in range(block.num_rows)
-        ]
+        return [cls._from_row(block, row) for row in range(block.num_rows)]
+
+    @classmethod
+    def _from_row(cls, block: pa.Table, row: int) -> Envelope:
+        sealed = {}
+        for name in _TABLES:
+            value = block.column(name).slice(row, 1).chunk(0)
+            table = _from_scalar(value[0])
+            if table is not None:
+                sealed[name] = table, value
+        return cls(
+            block.column("shard")[row].as_py(),
+            block.column("error")[row].as_py(),
+            **{name: table for name, (table, _) in sealed.items()},
+            _sealed=sealed,
+        )
 
 
 def _to_array(table: pa.Table | None) -> pa.Array:

@@ -15,23 +15,37 @@ Exit code 3 (a gate failed) belongs to gates, which this version does not have.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+from rankmill.masking import mask
+
+# A name or a list of names may be of any length.
+_LONGEST = 4_000
+
 
 class RankmillError(Exception):
     """Base of every error that a user can mend.
 
     `message` says what was expected, what was found and where; `remedy` says what to do. Neither
-    ever holds a payload (a query or document text) or a credential.
+    ever holds a payload (a query or document text); credentials are taken out here, whoever put
+    them in.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
-        super().__init__(message, remedy)
-        self.message = message
-        self.remedy = remedy
+        self.message = _shortened(mask(message))
+        self.remedy = None if remedy is None else _shortened(mask(remedy))
+        super().__init__(self.message, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.remedy}" if self.remedy else self.message
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 class StartError(RankmillError):
@@ -70,3 +84,19 @@ class OutputBusy(RankmillError):
     """Another live run holds the output's lease."""
 
     exit_code = 4
+
+
+def kind_and_place(error: BaseException) -> str:
+    """`ValueError in model.py:31`: of an error of other code all else may quote a row."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an error asks this process to stop, rather than tells what went wrong.
+
+    Panics of libraries written in Rust are no `Exception`, and `sys.exit` in somebody's model is
+    a failure like others.
+    """
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)

@@ -54,8 +54,6 @@ def evaluate_command(
         str | None,
         _comparing("Quality had only the baseline's first N been reranked: 5,10,20,50,100."),
     ] = None,
-    resamples: Annotated[int, _comparing("Draws of each test.")] = 10_000,
-    seed: Annotated[int, _comparing("Of the tests.")] = 0,
     prefix: Annotated[str, _columns("The run's output.column_prefix.")] = "rerank_",
     query_id: Annotated[str, _columns("The ranked table's query column.")] = "query_id",
     doc_id: Annotated[str, _columns("The ranked table's document column.")] = "doc_id",
@@ -89,8 +87,6 @@ def evaluate_command(
         depths=depths or (),
         prefix=prefix,
         ids=(query_id, doc_id),
-        resamples=resamples,
-        seed=seed,
     )
     if write is not None and per_query is not None:
         _store(per_query, write(found.per_query))

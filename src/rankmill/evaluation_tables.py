@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rankmill.evaluate import Evaluation
+from rankmill.evaluate.significance import RESAMPLES
 
 _DIFFERENCE = ("difference", "95 % interval", "p rand.", "p boot.")
 # A mean takes so many characters at least, the space between columns among them.
@@ -71,7 +72,7 @@ def lines(found: Evaluation) -> Iterator[str]:
         yield (
             f"Differences from {found.reference}. p rand.: paired randomisation test, p boot.: "
             f"paired bootstrap test, both two-sided; interval: percentile bootstrap; "
-            f"{found.tests.resamples:,} draws each, seed {found.tests.seed}."
+            f"{RESAMPLES:,} draws each."
         )
 
 

@@ -21,11 +21,15 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Scores of a batch, float32 [batch]. halved: it is part of one that did not fit."""
+    """Scores of a batch, float32 [batch]. halved: it is part of one that could not be scored whole.
+
+    reason: why its one input has no score.
+    """
 
     chosen: Indices
     scores: Float32
     halved: bool
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def run_batches(
     while waiting or flying:
         while waiting and len(flying) < room:
             chosen, halved = waiting.popleft()
-            pending = _start(model, assemble(chosen))
+            pending = start(model, assemble(chosen))
             flying.append(_Flight(chosen, halved, room == 1, pending))
         flight = flying.popleft()
         try:
@@ -77,7 +81,8 @@ def run_batches(
         yield ScoredBatch(flight.chosen, scores, flight.halved)
 
 
-def _start(model: ScorerModel, batch: TokenBatch) -> Pending:
+def start(model: ScorerModel, batch: TokenBatch) -> Pending:
+    """Begin with a batch; a model that knows no flights begins when the result is asked for."""
     return model.start(batch) if isinstance(model, AsyncModel) else _WhenAsked(model, batch)
 
 

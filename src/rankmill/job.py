@@ -6,10 +6,11 @@ import json
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rankmill import markers, output, pipeline, runs, schema, storage
+from rankmill import markers, output, pipeline, runs, storage
+from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, RunConfig
 from rankmill.errors import (
@@ -22,51 +23,19 @@ from rankmill.errors import (
 )
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
-from rankmill.models import Description, refuse_instructions
-from rankmill.models.folder import describe
-from rankmill.plan import Plan, make_plan
+from rankmill.models import Description, presets
 from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
+from rankmill.prepared import Prepared, carried_columns, prepare
 from rankmill.profile import SCORING_VERSION, Profile, with_threads
 from rankmill.progress import Listener, Watch
+from rankmill.report import draw_or_warn
 from rankmill.runs import Run
-from rankmill.source import Source, open_source
 from rankmill.stages import StageSettings
 from rankmill.store import Store
-from rankmill.tokens import PairRules
+from rankmill.worker import Bounds
 
 log = logging.getLogger("rankmill")
 _FAILURES_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that could start: everything is known but the profile.
-
-    stored: run.json of an earlier start; committed: its shards that need not be done again.
-    """
-
-    config: RunConfig
-    source: Source
-    model: Description
-    plan: Plan
-    store: Store
-    stored: dict[str, Any] | None
-    committed: dict[int, Marker]
-
-    @property
-    def pending(self) -> list[int]:
-        """Shards that are still to be computed."""
-        return [index for index in range(len(self.plan)) if index not in self.committed]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.stored is not None and not self.pending and output.is_complete(self.store)
-
-    @property
-    def rules(self) -> PairRules:
-        """How pairs are cut, with the model's own limit."""
-        return _rules(self.config, self.model)
 
 
 @dataclass(frozen=True)
@@ -77,47 +46,6 @@ class RunResult:
     manifest: dict[str, Any]
     counters: Counters
     files: tuple[str, ...]
-
-
-def prepare(
-    config: RunConfig, *, overwrite: bool = False, model: Description | None = None
-) -> Prepared:
-    """Resolve input, model and plan, and look at the output. Starts nothing, writes nothing.
-
-    Raises a `StartError` for whatever would make the run fail.
-    """
-    config = _absolute(config)
-    store = Store(config.output.path, config.storage.profile)
-    output.refuse_overlap(config.input.paths, store.url)
-    source = open_source(config.input, config.storage.profile)
-    _output_schema(config, source)
-    with storage.reaching(store.url):
-        stored = None if overwrite else runs.stored_run(store)
-        if stored is None:
-            output.refuse_foreign(store, overwrite)
-    found = describe(config.model, config.storage.profile) if model is None else model
-    refuse_instructions(found, config.input.columns.instruction)
-    if stored is not None:
-        runs.refuse_other(store, stored, runs.identity_without_profile(config, source, found))
-    rules = _rules(config, found)
-    if rules.max_length < config.model.max_length:
-        length = rules.max_length
-        log.warning("model.max_length is lowered to the model's own limit of %d tokens.", length)
-    found.check(rules)
-    whole = make_plan(
-        source,
-        pipeline.scan(source, config.compute),
-        found.operations_per_token,
-        rules,
-        config.input.limit,
-    )
-    committed: dict[int, Marker] = {}
-    if stored is not None:
-        _refuse_other_plan(store, stored, whole)
-        committed, wrong = output.committed(store, stored["fingerprint"])
-        for problem in wrong:
-            log.warning("Computed again: %s", problem)
-    return Prepared(config, source, found, whole, store, stored, committed)
 
 
 def rerank(
@@ -148,11 +76,13 @@ def rerank(
         stack.enter_context(pipeline.connected(ready.config.compute))
         profile, pool = _resolve(ready)
         run = runs.make_run(ready.config, ready.source, ready.model, ready.plan, profile)
-        with storage.reaching(ready.store.url):
+        with storage.reaching(ready.store.url), ready.store.locked():
+            lease.refuse_lost()
             if overwrite:
                 output.remove_old(ready.store)
             record = run.to_bytes() if ready.stored is None else None
             output.begin(ready.store, record, ready.pending)
+            ready = replace(ready, store=output.fenced(ready.store))
         log.info("%s", _resolved_line(ready, profile, pool))
         _prepare_nodes(ready, profile)
         watch = stack.enter_context(
@@ -174,59 +104,25 @@ def rerank(
                 _stage_settings(ready, profile),
                 _commit_settings(ready, run),
                 pool,
+                Bounds(ready.store, ready.config.compute.batch_timeout),
             )
         except KeyboardInterrupt:
             if not lease.lost:
                 raise
         except StartError as error:  # too late to be one: shards may be committed
             raise RunFailed(error.message, error.remedy) from error
-        if lease.lost:
-            raise OutputBusy(
-                f"Another run took over {ready.store.url}; this one stopped.",
-                "What is committed stays.",
-            )
         try:
+            lease.refuse_lost()
             watch.finish()
             # What counts is what lies in the output now, whatever was seen on the way.
             done, _ = output.committed(ready.store, run.fingerprint)
+            stack.callback(draw_or_warn, ready.store, done, ready.config.report.texts)
             return _finish(ready, run, pool, done, time.monotonic() - started)
         except OSError as error:
             raise RunFailed(
                 f"{ready.store.url} is out of reach at the end of the run: {error}.",
                 "What is committed stays; the same command resumes.",
             ) from error
-
-
-def _rules(config: RunConfig, model: Description) -> PairRules:
-    return PairRules.of(config.model, model.max_length(config.model.max_length))
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    paths = [storage.absolute(path) for path in config.input.paths]
-    return config.model_copy(
-        update={
-            "input": config.input.model_copy(update={"path": paths}),
-            "output": config.output.model_copy(
-                update={"path": storage.absolute(config.output.path)}
-            ),
-        }
-    )
-
-
-def _output_schema(config: RunConfig, source: Source) -> list[str]:
-    """The input columns that are written. Raises for a clash or an unknown column."""
-    wanted = None if config.output.columns == "all" else config.output.columns
-    found = schema.output_schema(source.pair_schema, wanted, config.output.column_prefix)
-    return [name for name in found.names if name in source.pair_schema.names]
-
-
-def _refuse_other_plan(store: Store, stored: dict[str, Any], whole: Plan) -> None:
-    if stored["plan"]["digest"] != whole.digest:
-        raise OutputError(
-            f"{store.url} was cut into other shards than this version of rankmill makes.",
-            "Finish it with the version that started it "
-            f"({stored['versions'].get('rankmill')}), or start again with --overwrite.",
-        )
 
 
 def _refuse_changed_output(ready: Prepared, overwrite: bool) -> None:
@@ -258,8 +154,9 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
         hardware = pipeline.probe(device, compute.gpus_per_worker)
         if hardware.instructions != profile.instructions:
             raise ConfigError(
-                f"The run was started on processors with {profile.instructions}; these have "
-                f"{hardware.instructions}, and would not give the same bytes.",
+                f"The run in {ready.store.url} was started on processors with "
+                f"{profile.instructions}; these have {hardware.instructions}, and would not give "
+                "the same bytes.",
                 "Resume on the same kind of machine, or start again with --overwrite.",
             )
         cores = min(hardware.cores, cores_a_worker(compute, found))
@@ -280,13 +177,18 @@ def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
     except BackendUnfit as unfit:
         raise ConfigError(
             f"The run scores on {profile.backend}, and a node cannot: {unfit.message}",
-            "Make all nodes alike, or start again with --overwrite and model.backend torch.",
+            unfit.remedy
+            if ready.model.is_int8
+            else "Make all nodes alike, or start again with --overwrite and model.backend torch.",
         ) from unfit
 
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
+    length = ready.rules.max_length
+    theirs = presets.authors_length(ready.config.model, length)
+    hint = "" if theirs is None else f" (the authors use {theirs:,})"
     return (
-        f"{ready.model.to_json()['name']}, {ready.rules.max_length} tokens an input, "
+        f"{ready.model.to_json()['name']}, {length} tokens an input{hint}, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
         f"{pool.workers} worker(s) of {profile.threads} thread(s) in {profile.streams} stream(s), "
         f"{profile.token_budget} tokens a batch"
@@ -298,7 +200,7 @@ def _stage_settings(ready: Prepared, profile: Profile) -> StageSettings:
         description=ready.model,
         profile=profile,
         rules=ready.rules,
-        template=ready.model.tokenizer(ready.rules).template,
+        template=ready.template,
         columns=ready.source.columns,
         has_query_id=ready.source.has_query_id,
         max_text_bytes=ready.config.input.max_text_bytes,
@@ -313,7 +215,7 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
         store=ready.store,
         fingerprint=run.fingerprint,
         shards=len(ready.plan),
-        columns=tuple(_output_schema(ready.config, ready.source)),
+        columns=tuple(carried_columns(ready.config, ready.source)),
         prefix=wanted.column_prefix,
         top_k=wanted.top_k,
         min_score=wanted.min_score,
@@ -354,7 +256,9 @@ def _finish(
         **{key: run.recorded[key] for key in ("model", "profile", "versions")},
         "files": [done[index].part.name for index in sorted(done)],
     }
+    output.remove_scraps(ready.store)
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    ready.store.delete_folder(ATTEMPTS)
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 

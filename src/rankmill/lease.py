@@ -5,11 +5,23 @@ as soon as the file changes under its eyes, and takes over once it has stood sti
 that a live owner never lets pass. No clocks of two machines are compared. On the owner's own
 machine a dead process is recognised at once.
 
-What is guaranteed: on local disk and on stores with conditional writes, one of two runs that
-start together wins. Two that take over from a dead one within the same moment, or that start
-together on a store that ignores the condition, may both run for one heartbeat, until the earlier
-one finds the other's lease and stops; their shards have the same names and, being of one run,
-the same bytes.
+What is guaranteed
+- On local disk (and network mounts with locks: NFS 4) and on S3 with conditional writes: the lease
+  changes only from what its writer has seen, so of runs that start together, or take over from a
+  dead one in the same moment, one goes on. A paused owner that wakes up can neither renew the lease
+  nor give it back in the new owner's place.
+- A run writes behind a fence (`store.Fence`): every file, of the driver and of every worker, is put
+  in its place only while run.json is the one that the run began with. On disk that is checked under
+  a lock which a new run takes to change run.json; on S3 the write names the version of the file
+  that was there before the check. So a writer that slept cannot write over another run's files.
+- On S3 two things remain, as no condition spans two objects. A driver that slept just between its
+  last look at the lease and its own clearing up may delete what a new owner has written: that one's
+  shards are then missing and its end says so. And one that slept between its last check and writing
+  `_SUCCESS` writes it, though `--overwrite` has begun another run meanwhile.
+- On stores that ignore conditions, runs that start or take over within one moment may both run for
+  one heartbeat, until the earlier one finds the other's lease and stops, and a writer that slept
+  between its check and its write may write over a newer file: `rankmill status --verify` finds it.
+- Two owners of one run harm nobody anywhere: their files have the same names and the same bytes.
 """
 
 from __future__ import annotations
@@ -89,21 +101,18 @@ class Lease:
         self._store = store
         self._heartbeat, self._silence = heartbeat, silence
         self._owner = Owner.this_process()
+        self._content = json.dumps(asdict(self._owner)).encode()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="rankmill-lease", daemon=True)
         self.lost = False
 
     def __enter__(self) -> Lease:
-        content = json.dumps(asdict(self._owner)).encode()
-        # Looked at first, because not every store refuses to write over a file that is there.
-        while (held := self._store.read(LEASE)) is not None or not self._store.create(
-            LEASE, content
-        ):
+        while True:
+            held = self._store.read(LEASE)
             if held is not None:
-                self._wait_for_death(held)
-                # Only what was seen dead is removed, not what another run has put in its place.
-                if self._store.read(LEASE) == held:
-                    self._store.delete([LEASE])
+                held = self._wait_for_death(held)
+            if self._change(held, self._content):
+                break
         self._thread.start()
         return self
 
@@ -115,21 +124,42 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        with suppress(OSError):  # what cannot be given back expires
-            if self._is_held():
-                self._store.delete([LEASE])
+        with suppress(OSError, OutputBusy):  # what cannot be given back expires
+            there = self._store.read(LEASE)
+            if self._is_ours(there):
+                self._store.exchange(LEASE, there, None)
 
-    def _wait_for_death(self, first: bytes) -> None:
-        """Return once the lease whose content is `first` is gone, or nobody's any more."""
+    def refuse_lost(self) -> None:
+        """Raise `OutputBusy` when another run has taken over."""
+        self.lost = self.lost or not self._is_held()
+        if self.lost:
+            raise OutputBusy(
+                f"Another run took over {self._store.url}; this one stopped.",
+                "What is committed stays.",
+            )
+
+    def _change(self, expected: bytes | None, content: bytes) -> bool:
+        """Put this owner's lease in the place of another content; whether it holds then."""
+        # Looked at afterwards: the answer may have been lost, and not every store takes conditions.
+        self._store.exchange(LEASE, expected, content)
+        return self._is_held()
+
+    def _wait_for_death(self, first: bytes) -> bytes | None:
+        """What of a lease may be replaced: it has stood still, is nobody's any more, or gone.
+
+        Raises `OutputBusy` when its owner is alive.
+        """
         deadline = time.monotonic() + self._silence
+        now: bytes | None = first
         while time.monotonic() < deadline:
             now = self._store.read(LEASE)
             owner = None if now is None else _owner(now)
             if now is None or (owner is not None and owner.is_dead):
-                return
+                return now
             if owner is not None and (now != first or owner.is_alive):
                 self._refuse(owner)
             time.sleep(min(1.0, self._heartbeat))
+        return now
 
     def _refuse(self, owner: Owner) -> None:
         raise OutputBusy(
@@ -139,21 +169,27 @@ class Lease:
         )
 
     def _is_held(self) -> bool:
-        content = self._store.read(LEASE)
+        return self._is_ours(self._store.read(LEASE))
+
+    def _is_ours(self, content: bytes | None) -> bool:
         held = None if content is None else _owner(content)
         return held is not None and held.token == self._owner.token
 
     def _beat(self) -> None:
-        beat = 0
+        beat, content = 0, self._content
         while not self._stop.wait(self._heartbeat):
             beat += 1
-            renewed = asdict(self._owner) | {"beat": beat}
+            renewed = json.dumps(asdict(self._owner) | {"beat": beat}).encode()
             try:
-                if not self._is_held():
-                    self.lost = True
-                    return
-                self._store.write(LEASE, json.dumps(renewed).encode())
-            except OSError as error:
+                if not self._store.exchange(LEASE, content, renewed):
+                    # The answer to this beat or the one before may have been lost on its way.
+                    there = self._store.read(LEASE)
+                    if there is None or not self._is_ours(there):
+                        self.lost = True
+                        return
+                    renewed = there
+                content = renewed
+            except (OSError, OutputBusy) as error:
                 # The next beat may succeed; a run that took over meanwhile is seen then.
                 log.warning("The lease of %s could not be renewed: %s", self._store.url, error)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from rankmill.errors import OutputError
 from rankmill.store import Store
@@ -16,6 +18,12 @@ from rankmill.store import Store
 PRIVATE = "_rankmill"
 SHARDS = f"{PRIVATE}/shards"
 FAILED = f"{PRIVATE}/failed"
+SCORES = f"{PRIVATE}/scores"
+QUARANTINE = f"{PRIVATE}/quarantine"
+# The files of a shard, and nothing else: a marker that names others is no marker.
+_SHARD_FILE = re.compile(
+    rf"part-(?P<part>\d{{5,}})\.parquet|({SCORES}|{QUARANTINE})/(?P<beside>\d{{5,}})\.arrow"
+)
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,21 @@ class Counters:
     padded_tokens: int = 0
     quarantine: dict[str, int] = field(default_factory=dict)
 
-    def refuse_imbalance(self) -> None:
-        """Raise `AssertionError` when rows were lost or doubled on the way."""
+    def imbalance(self) -> str | None:
+        """Which rows were lost or doubled on the way, or None."""
         written = self.rows_out + self.rows_below_cut + self.rows_quarantined
-        assert self.rows_in == written, f"{self.rows_in} rows came in, {written} are accounted for"
+        if self.rows_in != written:
+            return f"{self.rows_in} rows came in, {written} are accounted for"
         known = self.pairs_scored + self.pairs_reused + self.pairs_duplicate
         known += self.pairs_beyond_depth + self.rows_quarantined
-        assert self.rows_in == known, f"{self.rows_in} rows came in, {known} were dealt with"
+        if self.rows_in != known:
+            return f"{self.rows_in} rows came in, {known} were dealt with"
+        return None
+
+    def refuse_imbalance(self) -> None:
+        """Raise `AssertionError` when rows were lost or doubled on the way."""
+        problem = self.imbalance()
+        assert problem is None, problem
 
 
 def add(counters: Iterable[Counters]) -> Counters:
@@ -80,7 +96,11 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Marker:
-    """A committed shard: its files and what became of its rows."""
+    """A committed shard: its files and what became of its rows.
+
+    seconds: of scoring. stages: seconds of the others by name, and `ended`, when scoring was over
+    (seconds since 1970). summary: as `summary.Summary.to_text` writes it.
+    """
 
     shard: int
     fingerprint: str
@@ -88,6 +108,8 @@ class Marker:
     counters: Counters
     degraded: bool
     seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+    summary: str = ""
 
     @property
     def part(self) -> WrittenFile:
@@ -100,17 +122,32 @@ class Marker:
 
     @classmethod
     def from_bytes(cls, name: str, content: bytes) -> Marker:
-        """Read a stored marker. Raises `OutputError` naming one that is not a marker."""
+        """Read a stored marker. Raises `OutputError` naming one that is not its shard's marker."""
         try:
-            values: dict[str, Any] = json.loads(content)
-            values["files"] = tuple(WrittenFile(**one) for one in values["files"])
-            values["counters"] = Counters(**values["counters"])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, UnicodeDecodeError):
+            marker = _MARKER.validate_json(content)
+        except ValidationError:
+            marker = None
+        if marker is None or name != marker_name(marker.shard) or not marker.names_its_own():
             raise OutputError(
                 f"{name} is not a shard marker.",
                 "Remove that file; the shard will be computed again.",
-            ) from None
+            )
+        return marker
+
+    def names_its_own(self) -> bool:
+        """Whether the files are its shard's, a part first, and no others anywhere."""
+        names = [file.name for file in self.files]
+        own = all(shard_of(name) == self.shard for name in names)
+        return bool(names) and own and names[0].startswith("part-") and len({*names}) == len(names)
+
+
+_MARKER = TypeAdapter(Marker)
+
+
+def shard_of(name: str) -> int | None:
+    """The shard that a file belongs to by its name (relative to the output), or None."""
+    found = _SHARD_FILE.fullmatch(name)
+    return None if found is None else int(found["part"] or found["beside"])
 
 
 def marker_name(shard: int) -> str:
@@ -124,42 +161,35 @@ def failure_name(shard: int) -> str:
 
 
 def read_markers(store: Store, known: Iterable[int] = ()) -> dict[int, Marker]:
-    """All markers of an output but those already known, by shard."""
+    """All markers of an output but those already known, by shard.
+
+    What is no marker vouches for nothing: its shard counts as not committed.
+    """
+    return read_all(store, known)[0]
+
+
+def read_all(store: Store, known: Iterable[int] = ()) -> tuple[dict[int, Marker], list[str]]:
+    """All markers of an output but those already known, and the names of files that are none."""
     skip = {f"{shard:05d}.json" for shard in known}
-    names = [n for n in store.sizes(SHARDS) if n.endswith(".json") and n not in skip]
-    contents = store.read_many([f"{SHARDS}/{name}" for name in names])
+    names = [f"{SHARDS}/{name}" for name in store.sizes(SHARDS) if name not in skip]
     found: dict[int, Marker] = {}
-    for name, content in contents.items():
-        # What is no marker vouches for nothing: its shard counts as not committed.
-        with suppress(OutputError):
+    wrong: list[str] = []
+    for name, content in store.read_many(names).items():
+        try:
             marker = Marker.from_bytes(name, content)
             found[marker.shard] = marker
-    return found
+        except OutputError:
+            wrong.append(name)
+    return found, sorted(wrong)
 
 
 def read_failures(store: Store) -> dict[int, str]:
     """Why shards failed at the last attempt, by shard."""
     names = [n for n in store.sizes(FAILED) if n.endswith(".json")]
     contents = store.read_many([f"{FAILED}/{name}" for name in names])
-    values = (json.loads(content) for content in contents.values())
-    return {int(value["shard"]): str(value["error"]) for value in values}
-
-
-def damage(store: Store, marker: Marker, sizes: dict[str, int], full: bool) -> str | None:
-    """What is wrong with a committed shard's files, or None.
-
-    sizes: names and sizes of the files in OUTPUT itself. Full verification reads and hashes
-    every file of the shard; the quick one compares the part's size.
-    """
-    if not full:
-        found = sizes.get(marker.part.name)
-        if found != marker.part.size:
-            return f"{marker.part.name} has {found} bytes, its marker says {marker.part.size}"
-        return None
-    for file in marker.files:
-        content = store.read(file.name)
-        if content is None:
-            return f"{file.name} is missing"
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            return f"{file.name} is not what was committed (checksum)"
-    return None
+    found: dict[int, str] = {}
+    for content in contents.values():
+        with suppress(ValueError, TypeError, KeyError):  # a note that is none tells nothing
+            note = json.loads(content)
+            found[int(note["shard"])] = str(note["error"])
+    return found

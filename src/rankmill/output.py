@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
-from rankmill import markers, runs, storage
+from rankmill import integrity, markers, runs, schema, storage
+from rankmill.attempts import ATTEMPTS
 from rankmill.errors import ConfigError, OutputError
 from rankmill.markers import PRIVATE, Marker
-from rankmill.store import Store
+from rankmill.store import Fence, Store
 
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
@@ -73,7 +76,7 @@ def refuse_foreign(store: Store, overwrite: bool) -> None:
     overwrite: the parts of a run that is there will be removed, so they are no obstacle.
     """
     has_run = store.read(runs.RUN) is not None
-    visible = [name for name in store.sizes() if not name.startswith(("_", "."))]
+    visible = _visible(store)
     foreign = [name for name in visible if not _PART.fullmatch(name)]
     if foreign or (visible and not (overwrite and has_run)):
         shown = ", ".join(sorted(foreign or visible)[:3])
@@ -83,23 +86,35 @@ def refuse_foreign(store: Store, overwrite: bool) -> None:
         )
 
 
+def refuse_strangers(store: Store, shards: int) -> None:
+    """Raise `OutputError` for what readers would see beside the parts of a run that goes on."""
+    own = {schema.part_name(shard, shards) for shard in range(shards)}
+    foreign = [name for name in _visible(store) if name not in own]
+    if foreign:
+        raise OutputError(
+            f"The output {store.url} holds {', '.join(sorted(foreign)[:3])}, which is not of its "
+            "run; whoever reads the output would read it, too.",
+            "Move it away, and run the same command again.",
+        )
+
+
+def _visible(store: Store) -> list[str]:
+    """Files and folders directly in an output that a reader would not pass over."""
+    names = [*store.sizes(), *(f"{name}/" for name in store.folders())]
+    return [name for name in names if not name.startswith(("_", "."))]
+
+
 def committed(store: Store, fingerprint: str) -> tuple[dict[int, Marker], list[str]]:
     """The shards that need not be computed again, and what is wrong with the others.
 
-    A marker counts when it is of this run and its part has the size that was committed.
+    A marker counts when it is of this run and all its files have the size that was committed.
     """
-    sizes = store.sizes()
-    good: dict[int, Marker] = {}
-    wrong: list[str] = []
-    for shard, marker in markers.read_markers(store).items():
-        found = markers.damage(store, marker, sizes, full=False)
-        if marker.fingerprint != fingerprint:
-            found = f"shard {shard} is of another run"
-        if found is None:
-            good[shard] = marker
-        else:
-            wrong.append(found)
-    return good, wrong
+    found, broken = markers.read_all(store)
+    listed = integrity.sizes(store)
+    problems = {s: integrity.glance(marker, fingerprint, listed) for s, marker in found.items()}
+    good = {shard: marker for shard, marker in found.items() if problems[shard] is None}
+    wrong = [problem for problem in problems.values() if problem is not None]
+    return good, wrong + [f"{name} is not a shard marker" for name in broken]
 
 
 def is_complete(store: Store) -> bool:
@@ -115,13 +130,26 @@ def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
     """
     store.delete([runs.SUCCESS])
     there = set(store.sizes(markers.SHARDS))
-    names = (markers.marker_name(shard) for shard in pending)
-    store.delete([name for name in names if name.rpartition("/")[2] in there])
+    names = {markers.marker_name(shard) for shard in pending}
+    own = {f"{markers.SHARDS}/{name}" for name in there}
+    store.delete(sorted(names & own | {*markers.read_all(store)[1]}))
     store.delete_folder(markers.FAILED)
-    # File by file: the last writes of a killed run may still arrive in that folder.
-    store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
+    store.delete_folder(ATTEMPTS)
+    remove_scraps(store)
     if record is not None:
         store.write(runs.RUN, record)
+
+
+def remove_scraps(store: Store) -> None:
+    """Remove what killed writers have left half-written."""
+    # File by file: the last writes of a killed run may still arrive in that folder.
+    store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
+
+
+def fenced(store: Store) -> Store:
+    """The same output, to be written to only as long as it is this run's."""
+    record = store.read(runs.RUN) or b""
+    return replace(store, fence=Fence(runs.RUN, hashlib.sha256(record).hexdigest()))
 
 
 def remove_old(store: Store) -> None:
@@ -130,20 +158,8 @@ def remove_old(store: Store) -> None:
     So no reader takes half a run for a whole one, and a crash midway leaves no marker without its
     part.
     """
-    store.delete([runs.SUCCESS, runs.MANIFEST])
-    for folder in ("shards", "scores", "quarantine", "failed", "tmp"):
+    store.delete([runs.SUCCESS, runs.MANIFEST, runs.REPORT])
+    for folder in ("shards", "scores", "quarantine", "failed", "attempts", "tmp"):
         store.delete_folder(f"{PRIVATE}/{folder}")
     store.delete([name for name in store.sizes() if _PART.fullmatch(name)])
     store.delete([runs.RUN])
-
-
-def describe_damage(store: Store, found: dict[int, Marker], full: bool) -> list[str]:
-    """What is wrong with committed shards, one line each."""
-    sizes = store.sizes()
-    checked = (markers.damage(store, marker, sizes, full) for marker in found.values())
-    return [problem for problem in checked if problem is not None]
-
-
-def stray_parts(store: Store, expected: set[str]) -> list[str]:
-    """Part files that no marker names."""
-    return sorted(n for n in store.sizes() if _PART.fullmatch(n) and n not in expected)

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankmill.encoding import STRATEGIES, EncodedPairs, encode_pairs, encode_texts
+from rankmill.encoding import STRATEGIES, EncodedPairs, calls, encode_pairs, encode_texts
 from rankmill.errors import ModelError
 from rankmill.template import pad_id
 from rankmill.tokens import Int32, PairRules, Template, TokenizedPairs, TokenizedTexts, query_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Pairs a call, so that their Python objects do not pile up.
-_A_CALL = 1024
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,8 @@ class OwnPairs:
         Raises `ModelError` when the tokenizer cannot cut a pair to the length.
         """
         pairs: list[_Pair] = []
-        for start in range(0, len(queries), _A_CALL):
-            chunk = slice(start, start + _A_CALL)
-            pairs += self._chunk(queries[chunk], documents[chunk])
+        for call in calls([len(q) + len(d) for q, d in zip(queries, documents)]):
+            pairs += self._chunk(queries[call], documents[call])
         number = np.arange(len(pairs), dtype=np.int32)
         lengths = [len(pair.ids) for pair in pairs]
         sizes = [length + pair.dropped for length, pair in zip(lengths, pairs)]

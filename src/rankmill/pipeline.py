@@ -12,8 +12,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -21,17 +19,19 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, plan, profile, stages
+from rankmill import backend, local_cluster, plan, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.envelope import Envelope
-from rankmill.errors import ConfigError, ModelError, RankmillError, RunFailed
-from rankmill.models import Description, ScorerModel, Tokenizer
+from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
+from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool, cores_a_worker
 from rankmill.profile import Device, Hardware
@@ -39,6 +39,7 @@ from rankmill.read import ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.tokens import PairRules
+from rankmill.worker import Bounds, ScoringWorker
 
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
 # run is several executions. A new pool costs seconds, this many shards take hours.
@@ -48,9 +49,12 @@ SCAN_ON_DRIVER_ROWS = 2_000_000
 _SCAN_THREADS = 4
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-# Only this machine may reach a local cluster.
-_LOCAL = _QUIET | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+# Without `local` Ray would look in /tmp, where anybody may write, for a cluster to join.
+_LOCAL = _QUIET | {
+    "address": "local",
+    "include_dashboard": False,
+    "_node_ip_address": "127.0.0.1",
+}
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
@@ -85,37 +89,16 @@ def connect(config: ComputeConfig) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address and address != "local":
+            local_cluster.forget_token(AuthenticationTokenLoader.instance())
             ray.init(**_QUIET, address=address)
         else:
-            _start_local()
+            with local_cluster.on_loopback(ray_constants, AuthenticationTokenLoader.instance()):
+                ray.init(**_LOCAL)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
             "Check compute.address and RAY_ADDRESS; with neither, a local cluster is started.",
         ) from error
-
-
-def _start_local() -> None:
-    # Ray's C++ core prints harmless errors of Ray Data's own making (ray-project/ray#53727) to
-    # the driver's stderr, and a line about the variable that stops it. It is read once, here.
-    if _LOG_LEVEL in os.environ:
-        ray.init(**_LOCAL)
-        return
-    os.environ[_LOG_LEVEL] = "fatal"
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            ray.init(**_LOCAL)
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            del os.environ[_LOG_LEVEL]
 
 
 def is_foreign_cluster(config: ComputeConfig) -> bool:
@@ -241,6 +224,7 @@ def run_shards(
     settings: StageSettings,
     commit: CommitSettings,
     pool: Pool,
+    bounds: Bounds,
 ) -> None:
     """Compute and commit the pending shards.
 
@@ -251,9 +235,8 @@ def run_shards(
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
         with DataContext.current(run_context()):
             try:
-                graph(ShardSource(source, whole, chosen), settings, pool).write_datasink(
-                    ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS}
-                )
+                scored = graph(ShardSource(source, whole, chosen), settings, pool, bounds)
+                scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
             except RayError as error:
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, RankmillError):
@@ -288,17 +271,17 @@ def run_context() -> DataContext:
     return context
 
 
-def graph(source: ShardSource, settings: StageSettings, pool: Pool) -> Dataset:
+def graph(source: ShardSource, settings: StageSettings, pool: Pool, bounds: Bounds) -> Dataset:
     """The lazy Ray Data graph up to scored envelopes."""
     dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
     dataset = dataset.map_batches(
         tokenize_block,
-        fn_args=(settings,),
+        fn_args=(settings, bounds),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TOKENIZE_CPUS,
     )
-    return map_actors(dataset, ScoreBlocks, (settings,), pool, batch_rows=1)
+    return map_actors(dataset, ScoreBlocks, (settings, bounds), pool, batch_rows=1)
 
 
 def map_actors(
@@ -342,10 +325,10 @@ def _strategy(pool: Pool) -> ActorPoolStrategy:
     )
 
 
-def tokenize_block(block: pa.Table, settings: StageSettings) -> pa.Table:
+def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> pa.Table:
     """Tokenize the envelopes of a block."""
     tokenizer = _tokenizer(settings.description, settings.rules)
-    return _each(block, lambda envelope: stages.tokenize(envelope, settings, tokenizer))
+    return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds))
 
 
 @lru_cache(maxsize=2)
@@ -355,35 +338,17 @@ def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
 
 
 class ScoreBlocks:
-    """A scoring actor: holds the model."""
+    """A scoring actor."""
 
-    def __init__(self, settings: StageSettings) -> None:
-        found = profile.probe(settings.profile.device).instructions
-        if found != settings.profile.instructions:
-            raise ConfigError(
-                f"This node computes with {found}, the run with {settings.profile.instructions}; "
-                "their scores differ in the last bits.",
-                "Run on nodes of one kind.",
-            )
-        self._profile, self._rules = settings.profile, settings.rules
-        self._template = settings.template
-        try:
-            self._model: ScorerModel | ModelError = settings.description.load(settings.profile)
-        except ModelError as error:
-            # It waits for the first shard: from here Ray would try again, and print pages.
-            self._model = error
+    def __init__(self, settings: StageSettings, bounds: Bounds) -> None:
+        self._worker = ScoringWorker(settings, bounds)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the envelopes of a block. Raises `ModelError` when there is no model."""
-        model = self._model
-        if isinstance(model, ModelError):
-            raise model
-        return _each(
-            block,
-            lambda envelope: stages.score(
-                envelope, self._rules, self._template, self._profile, model
-            ),
-        )
+        scored = _each(block, self._worker.score)
+        if self._worker.unusable is not None:
+            raise self._worker.unusable
+        return scored
 
 
 def _each(block: pa.Table, step: Callable[[Envelope], Envelope]) -> pa.Table:
@@ -393,7 +358,9 @@ def _each(block: pa.Table, step: Callable[[Envelope], Envelope]) -> pa.Table:
         if envelope.error is None:
             try:
                 envelope = step(envelope)
-            except Exception as error:  # noqa: BLE001 - one shard's failure must not end the run
+            except BaseException as error:  # one shard's failure must not end the run
+                if is_interrupt(error):
+                    raise
                 envelope = envelope.failed(error)
         done.append(envelope.to_block())
     return pa.concat_tables(done)

@@ -26,6 +26,9 @@ from rankmill.tokens import PairRules
 # into SMALL_PLAN shards, so that a laptop's cores all have work, but not into shards of seconds.
 SHARD_OPERATIONS = 5e12
 SHARD_OPERATIONS_LEAST = 2.5e11
+# Where the configuration asks for GPUs: each does more than a hundred such workers, in batches that
+# are full and next to unpadded only when drawn from many pairs.
+GPU_TIMES = 100
 SMALL_PLAN = 16
 SHARD_PAIRS = 16_384
 SHARD_BYTES = 64 << 20
@@ -170,12 +173,15 @@ def make_plan(
     operations_per_token: float,
     rules: PairRules,
     limit: int | None = None,
+    fixed_tokens: int = 0,
+    times: float = 1.0,
 ) -> Plan:
     """Cut the input into shards.
 
     runs: one item a row group, in order; no more are taken than `limit` queries need.
     operations_per_token: floating-point operations of the model for a token; with the rules
-    (tokens that it sees of a pair) it turns bytes into work.
+    (tokens that it sees of a pair) it turns bytes into work. fixed_tokens: of every input, special
+    ones or a prompt's. times: how many slow workers' work one of the run's is to have.
 
     Raises `InputError` when a query's rows lie apart.
     """
@@ -187,7 +193,7 @@ def make_plan(
     total = sum(group.rows for group in groups)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    work = _Work(groups, text_bytes, operations_per_token, rules)
+    work = _Work(groups, text_bytes, operations_per_token / times, rules, fixed_tokens)
     borders = np.append(starts, total)
     bounds, queries = _cut(borders, work)
     end = bounds[-1:]
@@ -260,9 +266,10 @@ class _Work:
         text_bytes: Sequence[int],
         operations_per_token: float,
         rules: PairRules,
+        fixed: int,
     ) -> None:
         per_pair = [b / max(g.pairs, 1) / _BYTES_PER_TOKEN for g, b in zip(groups, text_bytes)]
-        tokens = [g.pairs * _seen_tokens(t, rules) for g, t in zip(groups, per_pair)]
+        tokens = [g.pairs * _seen_tokens(t, rules, fixed) for g, t in zip(groups, per_pair)]
         self._rows = _cumulative([g.rows for g in groups])
         self._pairs = _cumulative([g.pairs for g in groups]).astype(float)
         self._tokens = np.concatenate([[0.0], np.cumsum(tokens)])
@@ -288,15 +295,18 @@ class _Work:
         ]
 
 
-def _seen_tokens(tokens: float, rules: PairRules) -> float:
-    """About how many tokens the model sees of a pair of so many, repeats of windows included."""
-    length = rules.max_length
+def _seen_tokens(tokens: float, rules: PairRules, fixed: int) -> float:
+    """About how many tokens the model sees of a pair whose texts have so many.
+
+    Those `fixed` in every input and the repeats of windows are included.
+    """
+    room = max(rules.max_length - fixed, 1)
     if rules.overflow == "truncate":
-        return min(tokens, length)
+        return min(tokens, room) + fixed
     if rules.max_document_tokens is not None:
-        tokens = min(tokens, max(rules.max_document_tokens, length))
-    new = length - min(rules.stride, length // 2)
-    return min(tokens, length) * (1 + max(tokens - length, 0) / new)
+        tokens = min(tokens, max(rules.max_document_tokens, room))
+    new = room - min(rules.stride, room // 2)
+    return (min(tokens, room) + fixed) * (1 + max(tokens - room, 0) / new)
 
 
 def _cut(

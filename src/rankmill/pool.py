@@ -19,6 +19,8 @@ READ_CPUS = 0.2
 TOKENIZE_CPUS = 0.25
 COMMIT_CPUS = 0.15
 _FREE_CPUS = 0.5
+# 1 / 0.1 actors are ten, whatever binary fractions make of it.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,7 @@ def size_pool(
             "Lower it, or leave it out.",
         )
     if device == "cuda":
-        fits = sum(math.floor(g / compute.gpus_per_worker) for g in found.gpus)
-        workers = fits if compute.workers == "auto" else min(compute.workers, fits)
-        smallest = min(c for c, g in zip(found.cpus, found.gpus) if g >= compute.gpus_per_worker)
-        cpus = _share(smallest, math.ceil(max(found.gpus) / compute.gpus_per_worker), 1)
-        return Pool(max(workers, 1), cpus, compute.gpus_per_worker, compute.memory)
+        return _gpu_pool(compute, found)
     if device == "mps":  # one Apple GPU serves one process
         return Pool(1, _share(found.cpus[0], 1, 1), 0, compute.memory)
     # Actors of one pool reserve the same share everywhere: what the smallest node can give.
@@ -111,6 +109,23 @@ def size_pool(
         return Pool(workers, cpus, 0, compute.memory)
     a_node = math.ceil(compute.workers / len(found.cpus))
     return Pool(compute.workers, _share(smallest, a_node, threads), 0, compute.memory)
+
+
+def _gpu_pool(compute: ComputeConfig, found: Capacity) -> Pool:
+    """Actors on GPUs, each with at most its share of half its node's CPUs: the other half reads
+    and tokenizes what they score."""
+    actors = [_actors_on(gpus, compute.gpus_per_worker) for gpus in found.gpus]
+    fits = sum(actors)
+    workers = fits if compute.workers == "auto" else min(compute.workers, fits)
+    cpus = min(_share(c / 2, n, 1) for c, n in zip(found.cpus, actors, strict=True) if n)
+    return Pool(workers, cpus, compute.gpus_per_worker, compute.memory)
+
+
+def _actors_on(gpus: float, share: float) -> int:
+    """How many actors a node's GPUs hold. A part of a GPU is of one GPU: Ray never joins two."""
+    if share >= 1:
+        return int(gpus // share)
+    return int(gpus) * int(1 / share + _ROUNDING)
 
 
 def _workers_on(cpus: float, threads: int) -> int:

@@ -66,6 +66,8 @@ class PromptTexts(TokenizedTexts):
 class PromptTokenizer:
     """A model's tokenizer with its prompt and a truncation rule. Stands in for `PairTokenizer`.
 
+    fixed_tokens: those of the prompt with the configured or usual instruction.
+
     Lengths count the whole prompt. Only texts are cut, and at their ends: the document, or with
     `longest_first` the longer text; the prompt and the instruction never. A query that leaves the
     document no room is cut to three quarters of what prompt and instruction leave.
@@ -99,6 +101,8 @@ class PromptTokenizer:
         if self._whole:
             self._tail = self._tail[:0]
             self.template = self._template((), (), ())
+        nothing = self.query_text(""), self.document_text("")
+        self.fixed_tokens = len(self._own_ids(*nothing))
         self._refuse_lack_of_room()
 
     @classmethod
@@ -267,8 +271,7 @@ class PromptTokenizer:
         return True
 
     def _refuse_lack_of_room(self) -> None:
-        rules = self.rules
-        fixed = len(self._own_ids(self.query_text(""), self.document_text("")))
+        rules, fixed = self.rules, self.fixed_tokens
         room = rules.max_length - fixed
         if room <= 0:
             raise ModelError(

@@ -7,6 +7,7 @@ large row group is decoded once, not once a shard.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,10 +22,8 @@ from rankmill import rows, storage
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.plan import Piece, Plan, Shard
+from rankmill.schema import ORIGIN_ROW
 from rankmill.source import Source
-
-# The table row of each pair row, counted from the shard's first; int64.
-ORIGIN_ROW = "__rankmill_row"
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,7 @@ def _changed(source: Source, wanted: ShardPieces) -> InputError | None:
 
 
 def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
+    started = time.perf_counter()
     tables = [cursor.take(piece) for piece in wanted.pieces]
     groups = [source.row_groups[piece.group] for piece in wanted.pieces]
     for number in dict.fromkeys(group.file for group in groups):
@@ -128,7 +128,11 @@ def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
         for group, piece in zip(groups, wanted.pieces)
     ]
     return table.replace_schema_metadata(
-        {"places": json.dumps(places), "rows": str(wanted.shard.stop - wanted.shard.start)}
+        {
+            "places": json.dumps(places),
+            "rows": str(wanted.shard.stop - wanted.shard.start),
+            "seconds": str(time.perf_counter() - started),
+        }
     )
 
 

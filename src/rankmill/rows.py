@@ -25,6 +25,7 @@ NO_QUERY = "query is null or empty"
 NO_DOCUMENT = "document is null or empty"
 BAD_QUERY = "query is not valid UTF-8"
 BAD_DOCUMENT = "document is not valid UTF-8"
+BAD_DOC_ID = "doc_id is not valid UTF-8"
 BAD_INSTRUCTION = "instruction is not valid UTF-8"
 LONG_INSTRUCTION = "instruction leaves no room in model.max_length"
 LONG_QUERY = "query is longer than input.max_text_bytes"
@@ -95,6 +96,10 @@ def check(
         no_id = _mask(pc.is_null(table.column(columns.query_id)))
         bad_id = _mask(pc.is_null(key)) & ~no_id
 
+    bad_doc_id = np.zeros(rows, bool)
+    if columns.doc_id in table.column_names and is_text(table.column(columns.doc_id).type):
+        bad_doc_id = _valid_text(table.column(columns.doc_id))[1]
+
     reason = np.full(rows, None, dtype=object)
     for mask, why in (
         (_longer(document, max_text_bytes), LONG_DOCUMENT),
@@ -104,6 +109,7 @@ def check(
         (bad_instruction, BAD_INSTRUCTION),
         (bad_document, BAD_DOCUMENT),
         (bad_query, BAD_QUERY),
+        (bad_doc_id, BAD_DOC_ID),
         (bad_id, BAD_QUERY_ID),
         (no_id, NO_QUERY_ID),
     ):

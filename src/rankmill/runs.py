@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +26,7 @@ from rankmill.store import Store
 
 RUN = f"{PRIVATE}/run.json"
 MANIFEST = f"{PRIVATE}/manifest.json"
+REPORT = f"{PRIVATE}/report.html"
 SUCCESS = "_SUCCESS"
 _LIBRARIES = (
     "rankmill",
@@ -96,6 +98,8 @@ def make_run(
     """Put together what run.json holds."""
     identity = identity_without_profile(config, source, model) | {"profile": profile.identity()}
     recorded = {
+        # Tells this start from one with the same fingerprint, after --overwrite.
+        "start": uuid.uuid4().hex,
         "config": config.model_dump(mode="json"),
         "model": model.to_json(),
         "profile": profile.to_json(),
@@ -133,6 +137,8 @@ def stored_run(store: Store) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(content)
         Profile.from_json(values["profile"])
+        int(values["plan"]["shards"]), int(values["plan"]["pairs"])
+        str(values["fingerprint"]), str(values["config"]["output"]["column_prefix"])
     except (ValueError, KeyError, TypeError):
         raise OutputError(
             f"{store.url}/{RUN} is damaged or was written by another version.",
@@ -142,14 +148,21 @@ def stored_run(store: Store) -> dict[str, Any] | None:
 
 
 def refuse_other(
-    store: Store, stored: dict[str, Any], identity: dict[str, Any], kind: str = "run"
+    store: Store,
+    stored: dict[str, Any],
+    identity: dict[str, Any],
+    kind: str = "run",
+    names: tuple[str, str] | None = None,
 ) -> None:
     """Raise `OutputError` with the difference when an output holds another run (or export).
 
-    Compares everything but the profile, which a resumed run takes from the record.
+    Compares everything but the profile, which a resumed run takes from the record. names: of the
+    models there and here, told where the models differ.
     """
     there = {key: value for key, value in stored["identity"].items() if key != "profile"}
     changes = list(_differences(there, identity))
+    if names is not None and names[0] != names[1] and there["model"] != identity["model"]:
+        changes.insert(0, f"model.name: {_shown(names[0])} -> {_shown(names[1])}")
     if changes:
         shown = "\n".join(f"  {line}" for line in changes[:8])
         more = f"\n  … and {len(changes) - 8} more" if len(changes) > 8 else ""

@@ -21,6 +21,10 @@ RESULT_COLUMNS = {
     "tokens_dropped": pa.int32(),
 }
 
+# While a run goes on, a column beside the input's: the table row of each pair row, counted from
+# the shard's first; int64.
+ORIGIN_ROW = "__rankmill_row"
+
 # Scored pairs, for reuse by later runs. The digest covers both texts (see `tokens.pair_digests`).
 SCORES = pa.schema(
     [("pair", pa.binary(16)), ("score", pa.float32()), ("stage", pa.int8())],
@@ -138,7 +142,17 @@ def output_schema(pairs: pa.Schema, columns: Sequence[str] | None, prefix: str) 
             f"The input already has the column {', '.join(clash)}.",
             "Set output.column_prefix to write under other names, or drop the column.",
         )
+    if ORIGIN_ROW in pairs.names:
+        raise InputError(
+            f"The input has the column {ORIGIN_ROW}, which rankmill needs for itself.",
+            "Rename it.",
+        )
     wanted = list(pairs.names) if columns is None else list(columns)
+    twice = sorted({name for name in wanted if wanted.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"output.columns names {', '.join(twice)} more than once.", "Name each column once."
+        )
     unknown = [name for name in wanted if name not in pairs.names]
     if unknown:
         raise ConfigError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,22 +13,30 @@ import numpy.typing as npt
 from rankmill import profile as profiles
 from rankmill.backend import resolve
 from rankmill.batches import make_batches
-from rankmill.config import ComputeConfig, ModelConfig, Slopes, read_section
+from rankmill.config import AskedPrecision, ComputeConfig, ModelConfig, Slopes
 from rankmill.errors import ConfigError, InputError
-from rankmill.flight import run_batches
+from rankmill.flight import Indices, ScoredBatch, run_batches
 from rankmill.models import ScorerModel
-from rankmill.models.folder import describe
-from rankmill.profile import Backend, Precision, Profile
+from rankmill.models.describe import describe
+from rankmill.profile import Backend, Profile
+from rankmill.settings import read_section
 from rankmill.tokens import (
     Float32,
     Overflow,
     PairRules,
     Pooling,
     Template,
+    TokenBatch,
     TokenizedPairs,
     Truncation,
 )
 from rankmill.windows import assemble, cut, pool
+
+# Scores batches: what `flight.run_batches` is for a loaded model.
+BatchRunner = Callable[
+    [Iterable[Indices], Callable[[Indices], TokenBatch]],
+    Iterator[ScoredBatch],
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class ScoredPairs:
 
     scores: float32 [pairs], NaN where the model gave none that is finite. windows: inputs of the
     model. tokens: all tokens it saw. padded_tokens: places of padding beside them. degraded: a
-    batch had to be halved for memory.
+    batch had to be halved. reasons: why pairs could not be scored at all.
     """
 
     scores: Float32
@@ -44,6 +53,7 @@ class ScoredPairs:
     tokens: int
     padded_tokens: int
     degraded: bool
+    reasons: dict[int, str]
 
 
 def score_pairs(
@@ -54,18 +64,32 @@ def score_pairs(
     profile: Profile,
 ) -> ScoredPairs:
     """Score tokenized pairs batch by batch. A batch that does not fit in memory is halved."""
+    return score_pairs_by(partial(run_batches, model), pairs, rules, template, profile)
+
+
+def score_pairs_by(
+    run: BatchRunner,
+    pairs: TokenizedPairs,
+    rules: PairRules,
+    template: Template,
+    profile: Profile,
+) -> ScoredPairs:
+    """Score tokenized pairs batch by batch with whatever scores batches."""
     windows = cut(pairs, rules)
     lengths = windows.lengths
     scores = np.full(len(windows), np.nan, np.float32)
     padded, degraded = 0, False
+    reasons: dict[int, str] = {}
     batches = make_batches(lengths, profile.token_budget)
-    for done in run_batches(model, batches, lambda chosen: assemble(windows, template, chosen)):
+    for done in run(batches, lambda chosen: assemble(windows, template, chosen)):
         scores[done.chosen] = done.scores
+        if done.reason is not None:
+            reasons.setdefault(int(windows.pair[done.chosen[0]]), done.reason)
         padded += int(lengths[done.chosen].max()) * len(done.chosen)
         degraded |= done.halved
     tokens = int(lengths.sum())
     pooled = pool(windows, scores, rules.pooling)
-    return ScoredPairs(pooled, len(windows), tokens, padded - tokens, degraded)
+    return ScoredPairs(pooled, len(windows), tokens, padded - tokens, degraded, reasons)
 
 
 class Scorer:
@@ -91,7 +115,7 @@ class Scorer:
         scorer: str | None = None,
         backend: Literal["auto"] | Backend = "auto",
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-        precision: Literal["auto"] | Precision = "auto",
+        precision: AskedPrecision = "auto",
         max_length: int = 512,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
@@ -126,7 +150,7 @@ class Scorer:
             raise ConfigError(f"threads must be a whole number above 0, found {threads!r}.")
         self.description = describe(config)
         rules = PairRules.of(config, self.description.max_length(max_length))
-        self.description.check(rules)
+        self.tokenizer = self.description.check(rules)
         hardware = profiles.probe("cuda" if device == "auto" else device)
         found: profiles.Device = "cpu"
         if device != "auto":
@@ -135,7 +159,6 @@ class Scorer:
             found = "cuda"
         compute = ComputeConfig(cpus_per_worker=threads or hardware.cores)
         self.profile = resolve(self.description, config, compute, found).tell()
-        self.tokenizer = self.description.tokenizer(rules)
         self.model = self.description.load(self.profile)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:

@@ -92,12 +92,18 @@ class Source:
                     page_checksum_verification=True,
                 )
                 stored = [n for n in names if n in parquet.schema_arrow.names and n not in fixed]
-                for batch in parquet.iter_batches(rows, [group.index], columns=stored):
-                    yield self._unified(pa.table(batch), names, fixed)
+                try:
+                    for batch in parquet.iter_batches(rows, [group.index], columns=stored):
+                        yield self._unified(pa.table(batch), names, fixed)
+                except (pa.ArrowException, OSError) as error:
+                    # A store that fails would fail for every column, after its time-outs.
+                    broken = [] if remote else _broken_columns(parquet, group.index, stored)
+                    where = f"column {', '.join(broken)}: " if broken else ""
+                    raise OSError(f"{where}{error}") from error
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{file.url}, row group {group.index}, cannot be decoded: {error}.",
-                "Write the file again; the other shards are not affected.",
+                "Write the file again, or leave it out.",
             ) from error
 
     def _unified(self, table: pa.Table, names: list[str], fixed: dict[str, Any]) -> pa.Table:
@@ -161,11 +167,25 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
     )
 
 
+def _broken_columns(parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> list[str]:
+    """Which columns of a row group cannot be decoded."""
+    broken = []
+    for name in names:
+        try:
+            for _ in parquet.iter_batches(_READ_ROWS, [group], columns=[name]):
+                pass
+        except (pa.ArrowException, OSError):
+            broken.append(name)
+    return broken
+
+
 def _footer(file: StoredFile, profile: str | None) -> pq.FileMetaData:
     try:
         with storage.open_input(file.url, profile) as handle:
             return pq.read_metadata(handle)
     except (pa.ArrowException, OSError) as error:
+        if "encrypted" in str(error):
+            raise InputError(f"{file.url} is encrypted.", "Write it without encryption.") from None
         raise InputError(
             f"{file.url} is not a readable Parquet file ({file.size} bytes): {error}.",
             "Remove it from the input, or give a glob that leaves it out.",

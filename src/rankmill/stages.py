@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ import pyarrow.compute as pc
 from rankmill import rows, tokens
 from rankmill.config import ColumnNames
 from rankmill.envelope import Envelope
+from rankmill.flight import run_batches
 from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.profile import Profile
-from rankmill.scorer import score_pairs
+from rankmill.scorer import BatchRunner, score_pairs_by
 from rankmill.tokens import PairRules, Template, TokenizedPairs, TokenizedTexts
 
 
@@ -44,6 +46,7 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
     (its distinct pair, -1 when it is not scored), reason string (null unless quarantined);
     `pairs`, a row a distinct pair; and `texts`, token ids of the distinct texts.
     """
+    started = time.perf_counter()
     table = envelope.rows
     assert table is not None, "a shard without an error has rows"
     checked = rows.check(table, settings.columns, settings.has_query_id, settings.max_text_bytes)
@@ -63,10 +66,11 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
     cut = tokenizer.tokenize([*queries, *documents], query, document + np.int32(len(queries)))
     pair = np.full(len(wanted), -1, np.int32)
     pair[wanted] = inverse
+    digests = tokens.pair_digests(queries, documents, query, document)
+    seconds = str(time.perf_counter() - started)
     facts = pa.table(
         {"query": checked.query, "pair": pair, "reason": checked.reason}
-    ).replace_schema_metadata({"several_texts": str(checked.several_texts)})
-    digests = tokens.pair_digests(queries, documents, query, document)
+    ).replace_schema_metadata({"several_texts": str(checked.several_texts), "seconds": seconds})
     return replace(
         envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(cut.texts)
     )
@@ -75,13 +79,21 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
 def score(
     envelope: Envelope, rules: PairRules, template: Template, profile: Profile, model: ScorerModel
 ) -> Envelope:
+    """Score the distinct pairs of a shard with a loaded model (see `score_by`)."""
+    return score_by(partial(run_batches, model), envelope, rules, template, profile)
+
+
+def score_by(
+    run: BatchRunner, envelope: Envelope, rules: PairRules, template: Template, profile: Profile
+) -> Envelope:
     """Score the distinct pairs of a shard; leaves the token ids behind.
 
-    Adds `scores`, float32 a distinct pair, with what they cost in its metadata.
+    Adds `scores`, a row a distinct pair, with what they cost in its metadata: score float32 and
+    reason string (null unless the pair could not be scored).
     """
     started = time.perf_counter()
     pairs = _tokenized(envelope, template.special)
-    scored = score_pairs(model, pairs, rules, template, profile)
+    scored = score_pairs_by(run, pairs, rules, template, profile)
     cost = {
         "windows": scored.windows,
         "tokens": scored.tokens,
@@ -89,7 +101,9 @@ def score(
         "degraded": scored.degraded,
         "seconds": time.perf_counter() - started,
     }
-    scores = pa.table({"score": scored.scores}).replace_schema_metadata({"cost": json.dumps(cost)})
+    reason = pa.array([scored.reasons.get(pair) for pair in range(len(pairs))], pa.string())
+    scores = pa.table({"score": scored.scores, "reason": reason})
+    scores = scores.replace_schema_metadata({"cost": json.dumps(cost)})
     return replace(envelope, scores=scores, texts=None)
 
 

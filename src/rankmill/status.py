@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankmill import markers, output, runs
+from rankmill import integrity, markers, output, runs
 from rankmill.errors import InputError
+from rankmill.integrity import Expected
 from rankmill.lease import holder
 from rankmill.markers import Counters
+from rankmill.masking import mask
 from rankmill.storage import absolute, reaching
 from rankmill.store import Store
 
@@ -36,7 +38,8 @@ class Status:
 def read_status(path: str, profile: str | None = None, verify: bool = False) -> Status:
     """Read run.json and the markers of an output.
 
-    verify: read and hash every committed file instead of comparing sizes.
+    verify: read, hash and open every file instead of comparing sizes, and look for files that are
+    not of the run.
 
     Raises `InputError` when there is no run under the path.
     """
@@ -47,23 +50,24 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
             raise InputError(
                 f"There is no run at {path}.", f"An output folder holds {runs.RUN}; check the path."
             )
-        found = markers.read_markers(store)
-        own = {s: m for s, m in found.items() if m.fingerprint == stored["fingerprint"]}
-        damaged = output.describe_damage(store, own, full=verify)
-        expected = {marker.part.name for marker in own.values()}
+        fingerprint, shards = str(stored["fingerprint"]), int(stored["plan"]["shards"])
+        running = holder(store) is not None
+        own, damaged = output.committed(store, fingerprint)
         if verify:
-            strays = output.stray_parts(store, expected)
-            damaged += [f"{name} has no marker" for name in strays]
+            prefix = str(stored["config"]["output"]["column_prefix"])
+            expected = Expected(fingerprint, shards, prefix)
+            damaged = integrity.examine(store, expected, running)
         return Status(
             url=store.url,
             complete=output.is_complete(store),
-            running=holder(store) is not None,
-            shards=int(stored["plan"]["shards"]),
+            running=running,
+            shards=shards,
             committed=len(own),
             pairs=int(stored["plan"]["pairs"]),
             counters=markers.add(marker.counters for marker in own.values()),
             scoring_seconds=sum(marker.seconds for marker in own.values()),
             degraded=tuple(sorted(s for s, marker in own.items() if marker.degraded)),
-            failed=markers.read_failures(store),
-            damaged=tuple(damaged),
+            # Names and notes are whatever somebody has put there.
+            failed={shard: mask(why) for shard, why in markers.read_failures(store).items()},
+            damaged=tuple(map(mask, damaged)),
         )

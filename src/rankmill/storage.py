@@ -129,7 +129,12 @@ def reaching(path: str) -> Iterator[None]:
         remedy = "Check the path and its permissions."
         if is_remote(path):
             remedy = "Check the path, the endpoint (AWS_ENDPOINT_URL) and the credentials."
-        raise InputError(f"{path} cannot be read: {str(error).rstrip('.')}.", remedy) from None
+        # The system's own words, for its message repeats a name of any length.
+        why = str(error)
+        if error.strerror and not is_remote(path):
+            inside = error.filename not in (None, path) and len(str(error.filename)) < 1_000
+            why = f"{error.filename}: {error.strerror}" if inside else error.strerror
+        raise InputError(f"{path} cannot be read: {why.rstrip('.')}.", remedy) from None
 
 
 def list_files(paths: Sequence[str], profile: str | None = None) -> list[StoredFile]:
@@ -170,8 +175,16 @@ def _list_one(path: str, profile: str | None) -> list[StoredFile]:
     elif fs.isdir(bare):
         files = _walk(fs, bare, bare)
     else:
-        files = [_stored(fs, bare, fs.info(bare), posixpath.dirname(bare))]
+        info = fs.info(bare)
+        files = [_stored(fs, bare, info, posixpath.dirname(bare))] if _is_file(bare, info) else []
     return sorted(files, key=lambda file: file.url)
+
+
+def visible_files(folder: str, profile: str | None = None) -> list[StoredFile]:
+    """All files below a folder that a reader pointed at it would take; none if there is none."""
+    fs, bare = filesystem(folder, profile)
+    with reaching(folder):
+        return sorted(_walk(fs, bare, bare), key=lambda file: file.url) if fs.isdir(bare) else []
 
 
 def _walk(fs: AbstractFileSystem, folder: str, root: str) -> list[StoredFile]:
@@ -194,12 +207,19 @@ def _find(fs: AbstractFileSystem, root: str) -> Infos:
     found: Infos = {}
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         below[:] = filter(_is_visible, below)
-        paths = (os.path.join(folder, name) for name in names if _is_visible(name))
-        found |= {path: fs.info(path) for path in paths}
+        for path in (os.path.join(folder, name) for name in names if _is_visible(name)):
+            try:
+                found[path] = fs.info(path)
+            except FileNotFoundError:
+                raise InputError(
+                    f"{path} is a link that leads nowhere.", "Mend it or leave it out."
+                ) from None
     return found
 
 
 def _is_file(path: str, info: dict[str, object]) -> bool:
+    if info["type"] not in ("file", "directory"):  # a pipe would be waited for, for ever
+        raise InputError(f"{path} is not a regular file.", "Leave it out of the input.")
     # Consoles of object stores make empty objects that stand for folders.
     return info["type"] == "file" and not str(info["name"]).endswith("/")
 
@@ -209,6 +229,10 @@ def _is_visible(relative: str) -> bool:
 
 
 def _stored(fs: AbstractFileSystem, path: str, info: dict[str, object], root: str) -> StoredFile:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"The name of {path} is not valid UTF-8.", "Rename the file.") from None
     url = path if "file" in _protocols(fs) else fs.unstrip_protocol(path)
     folders = tuple(path[len(root) :].strip("/").split("/")[:-1])
     return StoredFile(url, int(cast(int, info["size"])), _version(path, info), folders)

@@ -1,30 +1,61 @@
-"""A folder that is written to: whole files, atomically, on local disk or an object store."""
+"""A folder that is written to: whole files, atomically, on local disk or an object store.
+
+Two processes may write to one folder by mistake or after a pause. `exchange` lets one of them win,
+and a `Fence` keeps a writer out that slept while the folder became another run's.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import os
 import posixpath
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from fsspec import AbstractFileSystem
 
-from rankmill.errors import InputError
+from rankmill.errors import InputError, OutputBusy
 from rankmill.storage import filesystem, is_remote, join, os_errors
+
+_LOCK = "_rankmill/lease.lock"
+# Whoever waits for a lock gives up after so many seconds: its holder does not run.
+_LOCK_SECONDS = 20.0
+# A file system without locks (some network and FUSE mounts) answers one of these.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+# One PUT takes up to 5 GiB; s3fs begins a multipart upload at twice this, and the upload of a
+# process that is killed would stay, unseen and paid for.
+_ONE_PUT = 5 << 30
+# How often a file may change under a conditional write before somebody must be at fault.
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Nothing is written unless the file `name` still has this SHA-256."""
+
+    name: str
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Store:
     """A folder that is written to: local, or a prefix of an object store. Cheap to pickle.
 
+    fence: what must still be there whenever `write` puts a file in its place.
+
     Whatever a store answers or fails to answer is an OSError.
     """
 
     url: str
     profile: str | None = None
+    fence: Fence | None = None
 
     def _at(self, name: str) -> tuple[AbstractFileSystem, str]:
         return filesystem(join(self.url, name) if name else self.url, self.profile)
@@ -39,49 +70,146 @@ class Store:
         """Write a whole file so that no reader ever sees a part of it.
 
         On disk: a temporary file below `_rankmill/tmp`, unique to this attempt, fsync, rename. On
-        an object store: one completed upload.
+        an object store: one completed upload. Raises `OutputBusy` when the fence has fallen; on
+        disk and on a store with conditional writes nothing is written over then, however long
+        this process slept on the way.
         """
-        fs, path = self._at(name)
-        if not self.local:
-            fs.pipe_file(path, content)
+        if self.local:
+            with self._temporary(name, content) as temporary:
+                if self.fence is None:
+                    self._put_in_place(temporary, name)
+                    return
+                with self.locked(shared=True):
+                    self._refuse_fallen()
+                    self._put_in_place(temporary, name)
             return
+        if self.fence is None:
+            self._put(name, content)
+            return
+        for _ in range(_ATTEMPTS):
+            tag = self._tag(name)
+            # After the look at the file: who takes the folder over from here on changes its tag.
+            self._refuse_fallen()
+            if self._put_if(name, content, tag):
+                return
+        raise OSError(f"{join(self.url, name)} is written by other processes all the time")
+
+    @os_errors()
+    def exchange(self, name: str, expected: bytes | None, content: bytes | None) -> bool:
+        """Replace a file (None: no file) if it holds just what is expected; whether it did.
+
+        One of several that try at once wins: on disk by a lock, on an object store by
+        conditional writes (`If-Match`, `If-None-Match`). On a store without them several may
+        believe that they won; the last one did. A write whose answer was lost on the way counts
+        as not done, so look again before giving up. No content may be written twice.
+        """
+        if self.local:
+            with self.locked():
+                if self.read(name) != expected:
+                    return False
+                if content is None:
+                    self.delete([name])
+                    return True
+                with self._temporary(name, content) as temporary:
+                    self._put_in_place(temporary, name)
+                return True
+        tag = self._tag(name)
+        if self.read(name) != expected or (tag is None) != (expected is None):
+            return False
+        return (
+            self._put_if(name, content, tag) if content is not None else self._delete_if(name, tag)
+        )
+
+    @contextmanager
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """Hold the folder's lock, alone or with others that share it; only on disk.
+
+        The kernel gives it back when a process dies. Raises `OutputBusy` when another process
+        does not give it back.
+        """
+        if not self.local:
+            yield
+            return
+        path = Path(self.url, _LOCK)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            _lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX, self.url)
+            yield
+
+    @contextmanager
+    def _temporary(self, name: str, content: bytes) -> Iterator[Path]:
+        """A complete file on the same disk; gone afterwards unless it was put in its place."""
         temporary = Path(self.url, "_rankmill", "tmp", f"{Path(name).name}.{uuid.uuid4().hex}")
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
+            yield temporary
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(Path(path).parent)
 
-    @os_errors()
-    def create(self, name: str, content: bytes) -> bool:
-        """Write a file only if there is none; whether it was written.
+    def _put_in_place(self, temporary: Path, name: str) -> None:
+        path = Path(self.url, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
 
-        Atomic on disk (a link to a complete temporary file) and on stores with conditional writes
-        (`If-None-Match: *`); on a store that ignores the condition, the last writer wins.
-        """
+    def _refuse_fallen(self) -> None:
+        assert self.fence is not None, "asked only where there is one"
+        content = self.read(self.fence.name)
+        if content is None or hashlib.sha256(content).hexdigest() != self.fence.sha256:
+            raise OutputBusy(
+                f"Another run has taken over {self.url}; this one writes no more.",
+                "If that was not wanted, start again in another output.",
+            )
+
+    @property
+    def _conditional(self) -> bool:
+        return self.url.startswith(("s3://", "s3a://"))
+
+    def _put(self, name: str, content: bytes, **condition: str) -> None:
         fs, path = self._at(name)
-        if self.local:
-            temporary = Path(f"{path}.{uuid.uuid4().hex}")
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(content)
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
-            return True
+        fs.pipe_file(
+            path, content, **({"chunksize": _ONE_PUT} if self._conditional else {}), **condition
+        )
+
+    def _tag(self, name: str) -> str | None:
+        """What changes with a file's content; None when there is no file."""
+        fs, path = self._at(name)
         try:
-            fs.pipe_file(path, content, mode="create")
-        except FileExistsError:
-            return False
+            return str(fs.info(path).get("ETag", ""))
+        except FileNotFoundError:
+            return None
+
+    def _put_if(self, name: str, content: bytes, tag: str | None) -> bool:
+        """Write if the file has that tag (None: if there is none), where the store can do so."""
+        condition = {"mode": "create"} if tag is None else {"IfMatch": tag}
+        try:
+            self._put(name, content, **(condition if self._conditional else {}))
+        except OSError as error:
+            if _is_unmet(error):
+                return False
+            if error.errno != errno.ENOSYS:
+                raise
+            self._put(name, content)
+        return True
+
+    def _delete_if(self, name: str, tag: str | None) -> bool:
+        if not self._conditional or tag is None:
+            self.delete([name])
+            return True
+        fs, path = self._at(name)
+        bucket, key, _ = fs.split_path(path)
+        try:
+            fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=tag)
+        except OSError as error:
+            if _is_unmet(error):
+                return False
+            if error.errno != errno.ENOSYS:
+                raise
+            self.delete([name])
         return True
 
     @os_errors()
@@ -129,6 +257,17 @@ class Store:
         return {posixpath.basename(info["name"]): int(info["size"]) for info in files}
 
     @os_errors()
+    def folders(self) -> list[str]:
+        """The names of the folders directly in it."""
+        fs, path = self._at("")
+        try:
+            infos = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        there = (info["name"].rstrip("/") for info in infos if info["type"] == "directory")
+        return sorted(posixpath.basename(name) for name in there)
+
+    @os_errors()
     def delete(self, names: Sequence[str]) -> None:
         """Remove files; those that are not there are no error."""
         fs, _ = self._at("")
@@ -157,3 +296,30 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, kind: int, url: str) -> None:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+        if time.monotonic() > deadline:
+            raise OutputBusy(
+                f"Another process holds the lock of {url} ({_LOCK}) and does not go on.",
+                "It is stopped or hangs in a write: let it go on, or end it.",
+            )
+        time.sleep(0.01)
+
+
+def _is_unmet(error: OSError) -> bool:
+    """Whether a conditional write was refused because of its condition."""
+    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    # A file that is to be replaced may be gone, too.
+    unmet = ("PreconditionFailed", "ConditionalRequestConflict", "412", "NoSuchKey", "404")
+    return isinstance(error, FileExistsError) or code in unmet

@@ -31,34 +31,39 @@ log = logging.getLogger("rankmill")
 class PairTokenizer:
     """A model's tokenizer under a truncation rule.
 
-    template: the special tokens around the two texts of a pair. own_pairs: None, or for a
-    tokenizer without such a template, what makes its pairs whole, one by one; `template` then
-    adds nothing. Raises `ModelError` or `ConfigError` when the rules leave a document no room.
+    template: the special tokens around the two texts of a pair; fixed_tokens: how many.
+    own_pairs: None, or for a tokenizer without such a template, what makes its pairs whole, one
+    by one; `template` then adds nothing. prefix: what stands before every query. Raises
+    `ModelError` or `ConfigError` when the rules leave a document no room.
     """
 
     own_pairs: OwnPairs | None = None
     _reason = ""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: PairRules) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rules: PairRules, prefix: str = ""
+    ) -> None:
         self._tokenizer = tokenizer
+        self._prefix = prefix
         self.rules = rules
         try:
             self.template = probe_template(tokenizer)
-            special = self.template.special
+            self.fixed_tokens = self.template.special
         except NoTemplate as reason:
             self.own_pairs = OwnPairs(tokenizer, rules)
-            self.template, special = self.own_pairs.template, self.own_pairs.special
+            self.template = self.own_pairs.template
+            self.fixed_tokens = self.own_pairs.special
             self._reason = str(reason)
-        self._refuse_no_room(special)
+        self._refuse_no_room()
 
     @classmethod
-    def load(cls, folder: str | Path, rules: PairRules) -> PairTokenizer:
+    def load(cls, folder: str | Path, rules: PairRules, prefix: str = "") -> PairTokenizer:
         """Load from a local folder. Raises `ModelError` when there is no usable tokenizer."""
-        return cls(tokenizer_files.load(folder), rules)
+        return cls(tokenizer_files.load(folder), rules, prefix)
 
-    def _refuse_no_room(self, special: int) -> None:
+    def _refuse_no_room(self) -> None:
         rules = self.rules
-        room = rules.max_length - special
+        room = rules.max_length - self.fixed_tokens
         if rules.max_query_tokens is not None and rules.max_query_tokens >= room > 0:
             raise ConfigError(
                 f"model.max_query_tokens is {rules.max_query_tokens}, but the model sees only "
@@ -68,7 +73,7 @@ class PairTokenizer:
         if room <= 0:
             raise ModelError(
                 f"max_length {rules.max_length} leaves no room beside the "
-                f"{special} special tokens of a pair.",
+                f"{self.fixed_tokens} special tokens of a pair.",
                 "Raise model.max_length.",
             )
         if self.own_pairs is not None and (
@@ -97,8 +102,8 @@ class PairTokenizer:
         return self.own_pairs.tokenize(queries, documents)
 
     def query_text(self, query: str, instruction: str | None = None) -> str:
-        """A query as the model reads it: as it is. Cross-encoders take no instruction."""
-        return query
+        """A query as the model reads it, after its prefix. Cross-encoders take no instruction."""
+        return self._prefix + query
 
     def document_text(self, document: str) -> str:
         """A document as the model reads it: as it is."""

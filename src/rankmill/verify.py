@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankmill import storage
 from rankmill.config import ModelConfig
 from rankmill.errors import ModelError
-from rankmill.models.folder import describe
+from rankmill.models import presets
+from rankmill.models.describe import describe
 from rankmill.models.locate import locate
 from rankmill.models.published import Published, Source, find, published
 from rankmill.scorer import Scorer
@@ -39,9 +41,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found for a model."""
+    """What was found for a model. model: where the weights came from, its name if from the hub."""
 
     name: str
+    model: str
     comparisons: tuple[Comparison, ...]
 
     @property
@@ -61,6 +64,7 @@ class Verification:
         """Plain values: expected, found and difference for each example."""
         return {
             "model": self.name,
+            "weights": self.model,
             "matches": self.matches,
             "matching_variants": [name for name in self.matching if name is not None],
             "examples": [
@@ -81,23 +85,38 @@ class Verification:
         }
 
 
-def verify(name: str) -> Verification:
+def verify(name: str, model: str | None = None) -> Verification:
     """Score the published examples of a model in float32 on the CPU.
+
+    model: a folder, on disk or on an object store, or a hub id, with a copy of its weights.
 
     Raises `ModelError` when no scores are published here or the weights cannot be reached.
     """
     known = find(name)
     if known is None:
-        raise ModelError(
-            f"No published scores of {name} are known here.",
-            f"They are of {', '.join(one.name for one in published())}.",
+        raise _unknown(name)
+    found = model or name
+    describe(ModelConfig(name=found))  # says why, where it cannot be scored at all
+    return compare(known, locate(found).path(), found)
+
+
+def _unknown(name: str) -> ModelError:
+    message = f"No published scores of {name} are known here."
+    if storage.is_folder(name, None):
+        return ModelError(
+            message, f"Say whose they are: rankmill models verify NAME --model {name}"
         )
-    describe(ModelConfig(name=name))  # says why, where the name cannot be scored at all
-    return compare(known, locate(name).path())
+    near = [] if presets.find(name) else [one for one in presets.nearest(name) if find(one)]
+    if near:
+        return ModelError(message, f"Did you mean {near[0]}?")
+    return ModelError(message, f"They are of {', '.join(one.name for one in published())}.")
 
 
-def compare(known: Published, folder: Path) -> Verification:
-    """Score a model's published examples with the files of a folder, in each of its variants."""
+def compare(known: Published, folder: Path, model: str | None = None) -> Verification:
+    """Score a model's published examples with the files of a folder, in each of its variants.
+
+    model: what the folder is called in the result.
+    """
     comparisons = []
     for variant in known.variants or [None]:
         changes = {} if variant is None else known.variants[variant]
@@ -108,7 +127,7 @@ def compare(known: Published, folder: Path) -> Verification:
                 pairs = [(one.query, one.document) for one in source.examples]
                 scores = tuple(scorer.score(pairs).tolist())
                 comparisons.append(Comparison(variant, source, scores))
-    return Verification(known.name, tuple(comparisons))
+    return Verification(known.name, model or known.name, tuple(comparisons))
 
 
 @contextmanager

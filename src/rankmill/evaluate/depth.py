@@ -9,7 +9,7 @@ import numpy as np
 
 from rankmill.errors import ConfigError
 from rankmill.evaluate.judged import JudgedRun
-from rankmill.evaluate.measures import positions
+from rankmill.evaluate.measures import places
 from rankmill.qrels import Ints
 
 
@@ -34,11 +34,11 @@ class Depths:
     def __init__(self, run: JudgedRun, first_stage: str) -> None:
         self._run = run
         self._pairs = run.order(first_stage)
-        self._first = positions(run.query[self._pairs])
+        self._first = places(run.query[self._pairs])
         ranked = run.order(run.own)
         # What the run did not rank stands, among what is reranked, last.
         at = np.full(len(run.query), np.iinfo(np.int64).max)
-        at[ranked] = positions(run.query[ranked])
+        at[ranked] = places(run.query[ranked])
         self._ranked = at[self._pairs]
 
     def order(self, depth: int | None) -> Ints:

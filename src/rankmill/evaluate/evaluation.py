@@ -7,17 +7,18 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from rankmill.errors import ConfigError, InputError
 from rankmill.evaluate.depth import Depths, parse_depths
-from rankmill.evaluate.judged import JudgedRun, best_grades, read_judged
+from rankmill.evaluate.judged import JudgedRun, read_judged
 from rankmill.evaluate.measures import METRICS, Floats, measure, parse
-from rankmill.evaluate.significance import Tests, compare
-from rankmill.evaluate.slices import Slices, read_values, slice_queries
+from rankmill.evaluate.significance import COUNTED, TESTS, compare
+from rankmill.evaluate.slices import read_values, slice_queries
 from rankmill.qrels import Ints, TableSource, column_names, read_judgements
 
 # What a single run is called beside a baseline.
-ONLY = "ranked"
+_ONLY = "ranked"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Counts):
-    """What `evaluate` found. The counts, `metrics` and `baseline` are the first run's.
+    """What `evaluate` found. Of several runs the counts, `metrics` and `baseline` are the first's.
 
     `metrics` maps each metric's name to its mean over judged queries. `per_query` has a row a
     judged query, in the order of the judgements: `query_id` (text), a float64 column a metric, and
@@ -47,12 +48,12 @@ class Evaluation(Counts):
 
     Differences are from `reference`: the baseline if there is one, otherwise the first of several
     runs. A frame with them has the columns `difference` (value - reference), its 95 % interval
-    `low, high`, `p_value` (randomisation test), `p_bootstrap`, `effect_size`, and the numbers of
-    queries that are `better, equal, worse`; `significance.compare` defines them, and `tests` names
-    them. `baseline` has a row a metric: `metric`, the means `baseline` and `ranked`, differences.
-    `runs` has a row a run and metric: `run, metric, value, reference`, differences. `slices` has
-    the same for each slice, after `by, slice, queries`; `depths` for each depth (text; `all`: the
-    run as it is), after `run, depth, pairs` (how many would be scored). All of them are None where
+    `low, high`, `p_value` (randomisation test), `p_bootstrap`, and the numbers of queries that are
+    `better, equal, worse`; `evaluate.significance` defines them. `baseline` has a row a metric:
+    `metric`, the means `baseline` and `ranked`, differences. `runs` has a row a run and metric:
+    `run, metric, value, reference`, differences. `slices` has the same for each slice, after
+    `by, slice, queries`. `depths` has a row a run, depth (text; `all`: the run as it is) and
+    metric: `run, depth, pairs` (how many would be scored), `metric, value`. They are None where
     they were not asked for. `run_counts`: by run.
     """
 
@@ -64,39 +65,33 @@ class Evaluation(Counts):
     slices: pd.DataFrame | None
     depths: pd.DataFrame | None
     run_counts: dict[str, Counts]
-    tests: Tests
 
     def to_json(self) -> dict[str, object]:
         """Numbers, text, lists, dicts and None only."""
-        counts = {field.name: getattr(self, field.name) for field in fields(Counts)}
         baseline = None
         if self.baseline is not None:
             baseline = {row.pop("metric"): row for row in _records(self.baseline)}
         return {
             "metrics": dict(self.metrics),
-            "counts": counts,
+            "counts": {field.name: getattr(self, field.name) for field in fields(Counts)},
             "reference": self.reference,
             "baseline": baseline,
-            "runs": None if self.runs is None else self._runs_json(),
+            "runs": None if self.runs is None else self._runs_json(self.runs),
             "slices": None if self.slices is None else _records(self.slices),
             "depths": None if self.depths is None else _records(self.depths),
-            "tests": None if self.reference is None else self.tests.to_json(self.queries_judged),
+            "tests": None if self.reference is None else dict(TESTS),
         }
 
-    def _runs_json(self) -> dict[str, object]:
-        assert self.runs is not None, "there are several runs"
-        found: dict[str, dict[str, object]] = {}
-        for row in _records(self.runs):
-            one = found.setdefault(
-                str(row.pop("run")), {"metrics": {}, "counts": {}, "differences": {}}
-            )
-            name, value = row.pop("metric"), row.pop("value")
-            one["metrics"] |= {name: value}  # type: ignore[operator]
-            if row["difference"] is not None:
-                one["differences"] |= {name: row}  # type: ignore[operator]
-        for name, counts in self.run_counts.items():
-            found[name]["counts"] = asdict(counts)
-        return dict(found)
+    def _runs_json(self, runs: pd.DataFrame) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for run, frame in runs.groupby("run", sort=False):
+            rows = {row.pop("metric"): row for row in _records(frame.drop(columns="run"))}
+            found[str(run)] = {
+                "metrics": {name: row.pop("value") for name, row in rows.items()},
+                "counts": asdict(self.run_counts[str(run)]),
+                "differences": {n: r for n, r in rows.items() if r["difference"] is not None},
+            }
+        return found
 
 
 def evaluate(
@@ -110,8 +105,6 @@ def evaluate(
     depths: Sequence[int] | str = (),
     prefix: str = "rerank_",
     ids: tuple[str, str] = ("query_id", "doc_id"),
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Evaluation:
     """Measure a ranked table against judgements, by the rules of `rankmill.evaluate`.
 
@@ -131,13 +124,13 @@ def evaluate(
     `by` names columns to slice queries by: of `queries`, a table with a row a query, or of (the
     first) `ranked` where they are the same in all rows of a query. `depths` says what the measures
     would be if only so many candidates of the baseline's order had been reranked, and the others
-    kept below. `resamples` and `seed` are the tests'.
+    kept below.
 
     Raises `ConfigError` for an unknown metric or impossible settings; `InputError` for a missing
     or mistyped column, unreadable, empty or contradictory judgements, and when no query or no
     document is in both.
     """
-    measures, tests = parse(metrics), Tests(resamples, seed)
+    measures = parse(metrics)
     names = [one.name for one in measures]
     by = [by] if isinstance(by, str) else list(dict.fromkeys(by))
     wanted = parse_depths(depths) if depths else []
@@ -148,7 +141,7 @@ def evaluate(
         )
     if queries is not None and not by:
         raise ConfigError("A table of queries was given, and no column of it.", "Name one with by.")
-    sources = dict(ranked) if isinstance(ranked, Mapping) else {ONLY: ranked}
+    sources = dict(ranked) if isinstance(ranked, Mapping) else {_ONLY: ranked}
     if not sources or baseline in sources:
         raise ConfigError(f"The runs are named {', '.join(sources) or 'not at all'}.", "Rename.")
     judged = read_judgements(qrels)
@@ -156,17 +149,11 @@ def evaluate(
     from_rows = [name for name in by if name not in values]
     _refuse_unknown(from_rows, next(iter(sources.values())), queries)
 
-    best = best_grades(judged)
-    found: dict[str, Floats] = {}
+    orders: dict[str, Floats] = {}
     counts: dict[str, Counts] = {}
-    reference: Floats | None = None
-    deep: list[pd.DataFrame] = []
-
-    def measured(run: JudgedRun, order: Ints) -> Floats:
-        return measure(run.lists(order), best, len(judged.queries), measures)
-
+    deep: list[dict[str, object]] = []
     for name, source in sources.items():
-        is_first = not found
+        is_first = not counts
         run = read_judged(
             source,
             judged,
@@ -175,43 +162,39 @@ def evaluate(
             orders=[baseline] if baseline is not None and (is_first or wanted) else [],
             by=from_rows if is_first else [],
         )
-        order = run.order(run.own)
-        found[name], counts[name] = measured(run, order), _counts(run, order, len(judged.queries))
         if is_first:
             values |= run.values
-        if is_first and baseline is not None:
-            reference = measured(run, run.order(baseline))
+            if baseline is not None:
+                orders[baseline] = measure(run.lists(run.order(baseline)), judged, measures)
+        order = run.order(run.own)
+        orders[name] = measure(run.lists(order), judged, measures)
+        counts[name] = _counts(run, order, len(judged.queries))
         if baseline is not None and wanted:
-            candidates = Depths(run, baseline)
-            orders = {depth: candidates.order(depth) for depth in [0, *wanted, None]}
-            by_depth = {
-                "all" if depth is None else str(depth): measured(run, each)
-                for depth, each in orders.items()
-            }
-            frame = _against(by_depth, by_depth["0"], names, tests).rename(columns={"run": "depth"})
-            frame.insert(0, "run", name)
-            pairs = [candidates.pairs(depth) for depth in orders]
-            frame.insert(2, "pairs", np.repeat(pairs, len(names)))
-            deep.append(frame)
+            first_stage = Depths(run, baseline)
+            for depth in (0, *wanted, None):
+                found = measure(run.lists(first_stage.order(depth)), judged, measures)
+                told = {
+                    "run": name,
+                    "depth": "all" if depth is None else str(depth),
+                    "pairs": first_stage.pairs(depth),
+                }
+                means = zip(names, found.mean(axis=0).tolist(), strict=True)
+                deep += [told | {"metric": each, "value": mean} for each, mean in means]
 
+    first = next(iter(sources))
+    reference = next(iter(orders)) if len(orders) > 1 else None
+    whole = _against(orders, reference, names)
     several = len(sources) > 1
-    if reference is None and several:
-        reference = next(iter(found.values()))
-    whole = _against(found, reference, names, tests)
-    cut = [slice_queries(name, values[name], len(judged.queries)) for name in by]
-    first = next(iter(found))
-    others = ({} if baseline is None else {baseline: reference}) | found
     return Evaluation(
         **asdict(counts[first]),
-        metrics=dict(zip(names, found[first].mean(axis=0).tolist(), strict=True)),
-        per_query=_per_query(judged.queries.to_pylist(), names, first, others),
-        reference=baseline if baseline is not None else first if several else None,
+        metrics=dict(zip(names, orders[first].mean(axis=0).tolist(), strict=True)),
+        per_query=_per_query(judged.queries.to_pylist(), names, first, orders),
+        reference=reference,
         baseline=None if baseline is None else _baseline(whole, first),
-        runs=whole if several else None,
-        slices=_sliced(cut, found, reference, names, tests) if cut else None,
-        depths=pd.concat(deep, ignore_index=True) if deep else None,
+        runs=whole[whole["run"] != baseline].reset_index(drop=True) if several else None,
+        slices=_sliced(by, values, orders, reference, baseline, names) if by else None,
+        depths=pd.DataFrame(deep) if deep else None,
         run_counts=counts,
-        tests=tests,
     )
 
 
@@ -230,7 +213,7 @@ def _refuse_unknown(by: list[str], ranked: TableSource, queries: TableSource | N
 
 
 def _counts(run: JudgedRun, order: Ints, judged: int) -> Counts:
-    found = int((run.grade[order] >= 0).sum())
+    found = int((run.judgement[order] >= 0).sum())
     not_ranked = int(np.isnan(run.keys[run.own]).sum())
     return Counts(
         queries_judged=judged,
@@ -243,23 +226,23 @@ def _counts(run: JudgedRun, order: Ints, judged: int) -> Counts:
     )
 
 
-def _against(
-    found: dict[str, Floats], reference: Floats | None, names: list[str], tests: Tests
-) -> pd.DataFrame:
-    """A row a run and metric: run, metric, value; with a reference its mean, and differences.
+def _against(orders: dict[str, Floats], reference: str | None, names: list[str]) -> pd.DataFrame:
+    """A row an order and metric: run, metric, value; with a reference its mean, and differences.
 
-    The reference itself, where it is one of the runs, has none.
+    The reference itself has none.
     """
-    stacked = np.hstack(list(found.values()))
-    runs = np.repeat(list(found), len(names))
-    frame = pd.DataFrame({"run": runs, "metric": names * len(found), "value": stacked.mean(axis=0)})
+    stacked = np.hstack(list(orders.values()))
+    runs = np.repeat(list(orders), len(names))
+    means = stacked.mean(axis=0)
+    frame = pd.DataFrame({"run": runs, "metric": names * len(orders), "value": means})
     if reference is None:
         return frame
-    differing = np.flatnonzero(np.repeat([v is not reference for v in found.values()], len(names)))
-    repeated = np.hstack([reference] * len(found))
+    differing = np.flatnonzero(runs != reference)
+    repeated = np.hstack([orders[reference]] * len(orders))
     frame["reference"] = repeated.mean(axis=0)
-    differences = compare(stacked[:, differing], repeated[:, differing], tests)
-    return frame.join(differences.set_index(differing))
+    differences = compare(stacked[:, differing], repeated[:, differing])
+    differences = differences.astype(dict.fromkeys(COUNTED, "Int64")).set_index(differing)
+    return frame.join(differences)
 
 
 def _baseline(whole: pd.DataFrame, first: str) -> pd.DataFrame:
@@ -271,22 +254,22 @@ def _baseline(whole: pd.DataFrame, first: str) -> pd.DataFrame:
 
 
 def _sliced(
-    cut: list[Slices],
-    found: dict[str, Floats],
-    reference: Floats | None,
+    by: list[str],
+    values: Mapping[str, pa.Table],
+    orders: dict[str, Floats],
+    reference: str | None,
+    baseline: str | None,
     names: list[str],
-    tests: Tests,
 ) -> pd.DataFrame:
     frames = []
-    for slices in cut:
+    for column in by:
+        slices = slice_queries(column, values[column], len(orders[next(iter(orders))]))
         for code, label in enumerate(slices.labels):
             rows = np.flatnonzero(slices.code == code)
-            inside = {name: value[rows] for name, value in found.items()}
-            # The reference stays itself, so that it is not compared with itself.
-            own = next((n for n, value in found.items() if value is reference), None)
-            other = None if reference is None else reference[rows]
-            frame = _against(inside, other if own is None else inside[own], names, tests)
-            frame.insert(0, "by", slices.by)
+            inside = {name: value[rows] for name, value in orders.items()}
+            frame = _against(inside, reference, names)
+            frame = frame[frame["run"] != baseline]
+            frame.insert(0, "by", column)
             frame.insert(1, "slice", label)
             frame.insert(2, "queries", len(rows))
             frames.append(frame)
@@ -294,14 +277,12 @@ def _sliced(
 
 
 def _per_query(
-    queries: list[str], names: list[str], first: str, others: Mapping[str, Floats | None]
+    queries: list[str], names: list[str], first: str, orders: Mapping[str, Floats]
 ) -> pd.DataFrame:
     columns: dict[str, object] = {"query_id": queries}
-    for name in (first, *(other for other in others if other != first)):
-        values = others[name]
-        assert values is not None, "every order was measured"
+    for name in (first, *(other for other in orders if other != first)):
         for at, metric in enumerate(names):
-            columns[metric if name == first else f"{metric}:{name}"] = values[:, at]
+            columns[metric if name == first else f"{metric}:{name}"] = orders[name][:, at]
     return pd.DataFrame(columns)
 
 

@@ -36,16 +36,16 @@ _TABLE = "ranked table"
 class JudgedRun:
     """Rows of judged queries, and the distinct (query, document) pairs among them.
 
-    query: int64 [pairs], numbers of judged queries; document: uint64 [pairs], hashes of ids; grade:
-    int64 [pairs], -1 where there is no judgement. pair: int64 [rows]; keys: a column's name to its
-    float64 [rows], ascending, NaN where the row was not ranked. own: the column that ranks.
-    values: a column of the query's to its distinct (query, value). queries_unjudged: of the table,
-    without judgements.
+    query: int64 [pairs], numbers of judged queries; document: uint64 [pairs], hashes of ids;
+    judgement: int64 [pairs], the number of the pair's judgement, -1 where there is none. pair:
+    int64 [rows]; keys: a column's name to its float64 [rows], ascending, NaN where the row was not
+    ranked. own: the column that ranks. values: a column of the query's to its distinct (query,
+    value). queries_unjudged: of the table, without judgements.
     """
 
     query: Ints
     document: npt.NDArray[np.uint64]
-    grade: Ints
+    judgement: Ints
     pair: Ints
     keys: dict[str, Floats]
     own: str
@@ -69,14 +69,7 @@ class JudgedRun:
 
     def lists(self, order: Ints) -> Lists:
         """The lists that an order of pairs makes."""
-        return Lists(self.query[order], np.maximum(self.grade[order], 0))
-
-
-def best_grades(judged: Judgements) -> Lists:
-    """The relevant judgements of each query, highest first."""
-    relevant = np.flatnonzero(judged.grade > 0)
-    order = relevant[np.lexsort((-judged.grade[relevant], judged.query[relevant]))]
-    return Lists(judged.query[order], judged.grade[order])
+        return Lists(self.query[order], self.judgement[order])
 
 
 def read_judged(
@@ -115,8 +108,8 @@ class _Reader:
         self._judged, self._ids, self._orders, self._by = judged, ids, orders, by
         self._documents = pc.unique(judged.document)
         places = judged.query * len(self._documents) + numbers(judged.document, self._documents)
-        order = np.argsort(places)
-        self._places, self._grades = places[order], judged.grade[order]
+        self._judgement = np.argsort(places)
+        self._places = places[self._judgement]
         self._seen = 0
         self._unjudged: list[npt.NDArray[np.uint64]] = []
         self._query_like, self._document_like = pa.nulls(0), pa.nulls(0)
@@ -144,19 +137,19 @@ class _Reader:
         sought = query * len(self._documents) + found
         at = np.minimum(np.searchsorted(self._places, sought), len(self._places) - 1)
         hit = (found >= 0) & (self._places[at] == sought)
-        grade = np.where(hit, self._grades[at], -1)
-        self._rows.append((query, hashed, grade, [key[rows] for key in keys]))
+        judgement = np.where(hit, self._judgement[at], -1)
+        self._rows.append((query, hashed, judgement, [key[rows] for key in keys]))
         for name in self._by:
             found_values = table.column(name).take(pa.array(rows))
             self._values[name].append(distinct(query, found_values, name))
 
     def finish(self, own: str) -> JudgedRun:
         unjudged = np.unique(np.concatenate([np.empty(0, np.uint64), *self._unjudged]))
-        query, document, grade = (
+        query, document, judgement = (
             np.concatenate([np.empty(0, kind), *(row[at] for row in self._rows)])
             for at, kind in enumerate((np.int64, np.uint64, np.int64))
         )
-        self._refuse_strangers(len(unjudged), query, grade)
+        self._refuse_strangers(len(unjudged), query, judgement)
         order = np.lexsort((document, query))
         fresh = np.ones(len(order), bool)
         fresh[1:] = (np.diff(query[order]) != 0) | (np.diff(document[order]) != 0)
@@ -169,10 +162,11 @@ class _Reader:
         }
         values = {name: one_a_query(found, name) for name, found in self._values.items()}
         return JudgedRun(
-            *(query[first], document[first], grade[first], pair, keys, own, values, len(unjudged))
+            *(query[first], document[first], judgement[first], pair),
+            *(keys, own, values, len(unjudged)),
         )
 
-    def _refuse_strangers(self, unjudged: int, query: Ints, grade: Ints) -> None:
+    def _refuse_strangers(self, unjudged: int, query: Ints, judgement: Ints) -> None:
         """Raise `InputError` when the table and the judgements have no id in common."""
         if not len(query):
             raise InputError(
@@ -181,9 +175,9 @@ class _Reader:
                 f"{masked(self._judged.queries)}.",
                 "Check that both are of one collection and name its queries alike.",
             )
-        if (grade < 0).all():
+        if (judgement < 0).all():
             raise InputError(
-                f"None of the {len(grade)} ranked documents of {len(np.unique(query))} judged "
+                f"None of the {len(query)} ranked documents of {len(np.unique(query))} judged "
                 f"queries is among the {len(self._judged.document)} judged ones: their ids are "
                 f"like {masked(self._document_like)} and like {masked(self._judged.document)}.",
                 "Check that both are of one collection and name its documents alike; if they do, "

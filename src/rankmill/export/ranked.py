@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankmill import output, runs, storage
-from rankmill.config import ColumnNames, read_section
+from rankmill.config import ColumnNames
 from rankmill.errors import InputError
 from rankmill.markers import WrittenFile
+from rankmill.settings import read_section
 from rankmill.store import Store
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rankmill.config import Name, PositiveInt
 from rankmill.errors import ConfigError
+from rankmill.settings import Name, PositiveInt
 
 Label = Literal["score", "sigmoid", "binary", "relevance"]
 

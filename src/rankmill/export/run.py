@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from rankmill import runs, storage
-from rankmill.config import ComputeConfig, Setting, read_section
+from rankmill.config import ComputeConfig
 from rankmill.errors import OutputError, RunFailed, StartError
 from rankmill.export import counts as counting
 from rankmill.export import examples, lists
@@ -37,6 +37,7 @@ from rankmill.markers import PRIVATE
 from rankmill.output import refuse_overlap, refuse_relative
 from rankmill.progress import Listener, Progress
 from rankmill.qrels import Judgements, TableSource, read_judgements
+from rankmill.settings import Setting, read_section
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")

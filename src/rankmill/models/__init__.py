@@ -44,6 +44,7 @@ class Tokenizer(Protocol):
 
     rules: PairRules
     template: Template
+    fixed_tokens: int  # of every input, whatever its texts: special ones, a prompt's
 
     def query_text(self, query: str, instruction: str | None = None) -> str:
         """A query as the model reads it; pairs are told apart by it."""
@@ -116,8 +117,15 @@ class Description(Hashable, Protocol):
         """Whether an instruction is part of what the model reads."""
         ...
 
-    def check(self, rules: PairRules) -> None:
-        """Raise what would fail in a worker: `ModelError` for keys, class or tokenizer,
+    @property
+    def is_int8(self) -> bool:
+        """Whether the files are an int8 graph, which OpenVINO scores on CPUs and nothing else."""
+        ...
+
+    def check(self, rules: PairRules) -> Tokenizer:
+        """The tokenizer, as `tokenizer` gives it, once nothing speaks against a run.
+
+        Raises what would fail in a worker: `ModelError` for keys, class or tokenizer,
         `ConfigError` for rules that leave a document no room."""
         ...
 

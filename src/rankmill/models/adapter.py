@@ -27,6 +27,7 @@ from rankmill.models.locate import (
     locate,
     on_hub,
 )
+from rankmill.tokenizer_files import has_vocabulary
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -64,6 +65,11 @@ class MergedAdapter(Place):
             ) from None
         return cached(Path(self.name).name, f"{self.expected}\0peft {peft}", self._merge)
 
+    def tokenizer_folder(self) -> Path:
+        """Which of the two folders on this node has the tokenizer: the adapter's, if it has one."""
+        adapter = self.adapter.path()
+        return adapter if has_vocabulary(adapter) else self.base.path()
+
     def digest(self) -> str:
         """SHA-256 over the files of both."""
         return _digest(self.base, self.adapter)
@@ -87,7 +93,7 @@ class MergedAdapter(Place):
             )
         base, adapter = self.base.path(), self.adapter.path()
         lora.merge(base, adapter, folder)
-        for file in (adapter if _has_tokenizer(adapter) else base).iterdir():
+        for file in self.tokenizer_folder().iterdir():
             if file.name.startswith(_TOKENIZER) or file.suffix == ".model":
                 shutil.copyfile(file, folder / file.name)
 
@@ -126,13 +132,6 @@ def find_base(name: str, adapter: Place, profile: str | None) -> MergedAdapter:
         base_name=named,
         expected=_digest(base, adapter),
         revision=adapter.revision,
-    )
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    names = [file.name for file in folder.iterdir()]
-    return any(
-        n == "tokenizer.json" or n.startswith("vocab") or n.endswith(".model") for n in names
     )
 
 

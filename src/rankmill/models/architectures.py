@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,12 @@ _WANTED: dict[Task, tuple[str, str]] = {
         "Give a reranker of the kind …ForCausalLM.",
     ),
 }
+# What such a model read when it was trained, none of its files say.
+_DECODER_CLASSIFIER = (
+    "a causal language model that answers with a token: its head is a classifier on the last token",
+    "This version scores such a model only as …ForCausalLM: give the checkpoint that this one was "
+    "converted from, if there is one.",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,6 @@ class Architecture:
     """What is known of an architecture before any weight is read.
 
     feed_forward: matrices of hidden x intermediate a layer (two; three where the block is gated).
-    vocabulary: the file of its own tokenizer, for folders without tokenizer.json.
     after_padding: positions are counted from the padding id + 1, fairseq's way, so that the
         places of the table before it are never taken.
     task: how the class of a checkpoint that can score ends.
@@ -42,7 +48,6 @@ class Architecture:
 
     name: str
     feed_forward: int
-    vocabulary: str | None = None
     after_padding: bool = False
     task: Task = "ForSequenceClassification"
     openvino: bool = False
@@ -71,20 +76,18 @@ class Architecture:
 ARCHITECTURES = {
     one.name: one
     for one in (
-        Architecture("bert", 2, "vocab.txt", openvino=True),
-        Architecture("electra", 2, "vocab.txt", openvino=True),
-        Architecture("roberta", 2, "vocab.json", after_padding=True, openvino=True),
-        Architecture("camembert", 2, "sentencepiece.bpe.model", after_padding=True, openvino=True),
-        Architecture(
-            "xlm-roberta", 2, "sentencepiece.bpe.model", after_padding=True, openvino=True
-        ),
-        Architecture("deberta-v2", 2, "spm.model", openvino=True),
+        Architecture("bert", 2, openvino=True),
+        Architecture("electra", 2, openvino=True),
+        Architecture("roberta", 2, after_padding=True, openvino=True),
+        Architecture("camembert", 2, after_padding=True, openvino=True),
+        Architecture("xlm-roberta", 2, after_padding=True, openvino=True),
+        Architecture("deberta-v2", 2, openvino=True),
         Architecture("modernbert", 3, openvino=True),
-        Architecture("gte", 3, "sentencepiece.bpe.model", openvino=True),
+        Architecture("gte", 3, openvino=True),
         Architecture("jina-bert", 3, openvino=True),
-        Architecture("qwen2", 3, "vocab.json", task="ForCausalLM"),
-        Architecture("qwen3", 3, "vocab.json", task="ForCausalLM"),
-        Architecture("llama", 3, "tokenizer.model", task="ForCausalLM"),
+        Architecture("qwen2", 3, task="ForCausalLM"),
+        Architecture("qwen3", 3, task="ForCausalLM"),
+        Architecture("llama", 3, task="ForCausalLM"),
     )
 }
 
@@ -114,11 +117,26 @@ def architecture_of(name: str, settings: dict[str, Any]) -> Architecture:
             f"The model {name} is of the architecture {kind}, not supported in this version.",
             f"Supported: {', '.join(ARCHITECTURES)}.",
         )
-    found, classes = ARCHITECTURES[kind], settings.get("architectures") or []
-    if classes and not any(str(c).endswith(found.task) for c in classes):
+    found, classes = ARCHITECTURES[kind], _classes(name, settings)
+    if classes and not any(one.endswith(found.task) for one in classes):
         wanted, remedy = _WANTED[found.task]
+        if found.task == "ForCausalLM" and classes[0].endswith("ForSequenceClassification"):
+            wanted, remedy = _DECODER_CLASSIFIER
         raise ModelError(f"The model {name} is a {classes[0]}, not {wanted}.", remedy)
     return found
+
+
+def _classes(name: str, settings: dict[str, Any]) -> list[str]:
+    """The classes that a config.json names, which need not name any."""
+    classes = settings.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+        raise ModelError(
+            f"The config.json of {name} has architectures {classes!r}, which is no list of names.",
+            f"Write it as a list: {json.dumps([classes])}."
+            if isinstance(classes, str)
+            else "Give a folder written by save_pretrained.",
+        )
+    return classes
 
 
 def refuse_broken(config_file: Path, settings: dict[str, Any], found: Architecture) -> None:

@@ -6,16 +6,17 @@ those tokens' rows are kept, so there are never logits of all of it, nor of othe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from rankmill.errors import ModelError
-from rankmill.models.classifiers import Classifier, from_folder
+from rankmill.models.classifiers import Classifier, Weights, complete, from_folder
 from rankmill.models.weights import weight_files
 
 # safetensors' names of the types whose values survive a model loaded in 16 bits.
@@ -77,6 +78,26 @@ def check(folder: Path, tokens: tuple[int, ...]) -> None:
     """
     model = from_folder(folder, AutoModelForCausalLM, device_map={"": "meta"})
     _rows(folder, model.get_output_embeddings(), tokens)
+
+
+def load_completed(folder: Path, given: Weights, changed: Iterable[str]) -> PreTrainedModel:
+    """A checkpoint in float32, whatever it is stored in, with some weights from elsewhere.
+
+    changed: names of all that an adapter brings. peft changes input or output rows alone, which a
+    checkpoint that ties them cannot hold.
+
+    Raises `ModelError` as `classifiers.load_completed` does, and for a change of tied rows.
+    """
+    model = from_folder(folder, AutoModelForCausalLM, given)
+    output, words = model.get_output_embeddings(), model.get_input_embeddings()
+    rows = sorted(name for name in changed if "lm_head." in name or "embed_tokens." in name)
+    if rows and isinstance(output, nn.Linear) and output.weight is words.weight:
+        raise ModelError(
+            f"The adapter changes {rows[0]}, whose rows its base ties to those at its other end: "
+            "merged into both they would give other scores.",
+            "Train it without lm_head and embed_tokens, or give a merged model with untied rows.",
+        )
+    return complete(folder, model, given)
 
 
 def _rows(folder: Path, output: object, tokens: tuple[int, ...]) -> torch.Tensor:

@@ -8,23 +8,28 @@ half-precision head collapses scores into ties (75 distinct values for 96 pairs 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rankmill.config import Slopes
 from rankmill.encoding import without_noise
 from rankmill.errors import ModelError
+from rankmill.models.attention_masks import make_ready
 from rankmill.models.gte import gte_settings
 from rankmill.models.jina_bert import MAX_SCORES, JinaBertClassifier, JinaBertConfig
 from rankmill.models.leading import keep_first_state
 from rankmill.models.weights import weight_files
+
+Model = TypeVar("Model", bound=nn.Module)
+Weights = Mapping[str, torch.Tensor]
 
 _BLOCK_HEADS = frozenset({"xlm-roberta", "roberta", "camembert", "electra"})
 
@@ -122,6 +127,8 @@ def load(folder: Path, traced: bool = False) -> Classifier:
         head = PooledHead(pooler, model.classifier)
     if getattr(model.config, "classifier_pooling", "cls") == "cls":  # only ModernBERT has others
         keep_first_state(model.base_model)
+    if not traced:  # a converter makes its graph of the model's own masks
+        make_ready(model.base_model, kind)
     return Classifier(body, head)
 
 
@@ -134,29 +141,41 @@ def load_jina(folder: Path, slopes: Slopes, traced: bool = False) -> Classifier:
 
     Raises `ModelError` as `load` does.
     """
+    model = _jina_from_folder(folder, slopes, None if traced else MAX_SCORES)
+    model.eval()
+    pooler = model.bert.get_submodule("pooler")
+    model.bert.register_module("pooler", None)
+    model.bert.keep_first_state()
+    return Classifier(model.bert, PooledHead(pooler, model.classifier))
+
+
+def _jina_from_folder(
+    folder: Path,
+    slopes: Slopes,
+    max_scores: int | None,
+    given: Weights | None = None,
+) -> JinaBertClassifier:
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         config = JinaBertConfig.read(settings, folder / "config.json")
-        model = JinaBertClassifier(config, slopes, None if traced else MAX_SCORES)
+        model = JinaBertClassifier(config, slopes, max_scores)
     found: dict[str, torch.Tensor] = {}
     for file in weight_files(str(folder), folder):
         found |= load_file(file)
     places = model.state_dict()
+    _refuse_stray(folder, model, given or {})
+    found |= given or {}
     both = places.keys() & found.keys()
     _refuse_difference(
         folder,
         missing=sorted(places.keys() - found.keys()),
         unexpected=sorted(found.keys() - places.keys()),
         reshaped=sorted(name for name in both if places[name].shape != found[name].shape),
-        remedy=_CHECK_CONFIG,
+        remedy=_CHECK_CONFIG if given is None else _CHECK_ADAPTER,
     )
     weights = {name: found[name].float() for name in places}
     model.load_state_dict(weights, assign=True)
-    model.eval()
-    pooler = model.bert.get_submodule("pooler")
-    model.bert.register_module("pooler", None)
-    model.bert.keep_first_state()
-    return Classifier(model.bert, PooledHead(pooler, model.classifier))
+    return model
 
 
 def check(folder: Path) -> None:
@@ -167,7 +186,7 @@ def check(folder: Path) -> None:
     _from_folder(folder, device_map={"": "meta"})
 
 
-def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+def load_completed(folder: Path, given: Weights) -> PreTrainedModel:
     """A checkpoint in float32 with some weights from elsewhere, by their names in the class.
 
     They take the place of its own, and of what it lacks: the checkpoint may be that of a language
@@ -175,7 +194,23 @@ def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTraine
 
     Raises `ModelError` naming keys that neither has, and given ones without a place in the class.
     """
-    model = _from_folder(folder, given)
+    return complete(folder, _from_folder(folder, given), given)
+
+
+def load_jina_completed(folder: Path, given: Weights) -> JinaBertClassifier:
+    """A JinaBERT in float32 with some weights from elsewhere, as `load_completed`. It is for its
+    weights: its slopes are not chosen."""
+    return _jina_from_folder(folder, "halved", MAX_SCORES, given)
+
+
+def complete(folder: Path, model: Model, given: Weights) -> Model:
+    """The model with weights put into their places. Raises `ModelError` where there is none."""
+    _refuse_stray(folder, model, given)
+    model.load_state_dict(given, strict=False)
+    return model
+
+
+def _refuse_stray(folder: Path, model: nn.Module, given: Weights) -> None:
     places = model.state_dict()
     stray = sorted(k for k in given if k not in places or places[k].shape != given[k].shape)
     if stray:
@@ -184,19 +219,22 @@ def load_completed(folder: Path, given: Mapping[str, torch.Tensor]) -> PreTraine
             f"to complete it: {_some(stray)}.",
             "Check that they were trained with this base.",
         )
-    model.load_state_dict(given, strict=False)
-    return model
 
 
-def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and safetensors."""
+def save(model: nn.Module, folder: Path, source: Path) -> None:
+    """Write config.json (that of `source` for a class of ours) and safetensors."""
+    if not isinstance(model, PreTrainedModel):
+        weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        shutil.copyfile(source / "config.json", folder / "config.json")
+        return
     with without_noise():
         model.save_pretrained(folder)
 
 
 def _from_folder(
     folder: Path,
-    given: Mapping[str, torch.Tensor] | None = None,
+    given: Weights | None = None,
     **options: Any,  # noqa: ANN401 - theirs
 ) -> PreTrainedModel:
     config = read_config(folder)
@@ -212,19 +250,22 @@ def _from_folder(
             f"The model in {folder} gives {config.num_labels} values a pair; a reranker gives one.",
             "Give a checkpoint with num_labels 1.",
         )
+    unused = () if given is None else _LANGUAGE_HEADS
     kind = AutoModelForSequenceClassification
-    return from_folder(folder, kind, given, config=config, **options)
+    return from_folder(folder, kind, given, unused, config=config, **options)
 
 
 def from_folder(
     folder: Path,
     kind: Any,  # noqa: ANN401 - theirs
-    given: Mapping[str, torch.Tensor] | None = None,
+    given: Weights | None = None,
+    unused: tuple[str, ...] = (),
     **options: Any,  # noqa: ANN401 - theirs
 ) -> PreTrainedModel:
     """A checkpoint in one of transformers' auto classes, in float32 unless `options` say otherwise.
 
-    given: weights that come from elsewhere, which it may lack.
+    given: weights that come from elsewhere, which it may lack. unused: how names begin of weights
+    that the class has no use for, and that the checkpoint may have all the same.
 
     Raises `ModelError` naming keys that are missing, unexpected or of another shape.
     """
@@ -242,7 +283,6 @@ def from_folder(
             )
     except Exception as error:  # each class checks its config, and safetensors its file, its way
         raise _unusable(folder, error) from error
-    unused = () if given is None else _LANGUAGE_HEADS
     _refuse_difference(
         folder,
         missing=sorted(set(info["missing_keys"]) - set(given or ())),

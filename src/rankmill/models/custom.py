@@ -74,10 +74,17 @@ class CustomModel:
         """Never: the class is given queries and documents."""
         return False
 
-    def check(self, rules: PairRules) -> None:
-        """Raise `ModelError` when the class is not there, or the tokenizer differs."""
+    @property
+    def is_int8(self) -> bool:
+        """Never: the class scores the folder, whatever lies in it."""
+        return False
+
+    def check(self, rules: PairRules) -> PairTokenizer:
+        """The tokenizer. Raises `ModelError` when it differs, or the class is not there."""
         self.fetch()
-        self.tokenizer(rules).verify()
+        tokenizer = self.tokenizer(rules)
+        tokenizer.verify()
+        return tokenizer
 
     def fetch(self) -> None:
         """Make the files present on this node, and see that the run's class can be imported."""

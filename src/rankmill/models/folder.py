@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from rankmill import tokenizer_files
-from rankmill.config import ModelConfig, Slopes
-from rankmill.errors import ConfigError, ModelError
+from rankmill.config import Slopes
+from rankmill.errors import ModelError
 from rankmill.models import (
-    Description,
     ScorerModel,
     Tokenizer,
-    adapter,
-    custom,
     openvino_model,
-    presets,
-    prompt_sources,
+    quantized,
 )
 from rankmill.models.architectures import (
-    JINA_BERT_KEY,
     Architecture,
     architecture_of,
-    refuse_broken,
 )
-from rankmill.models.locate import Place, locate
-from rankmill.models.prompt_sources import token_ids
-from rankmill.models.weights import weight_files, weight_names
+from rankmill.models.locate import Place
 from rankmill.profile import Profile
 from rankmill.prompt_tokenizer import PromptTokenizer
 from rankmill.prompts import Prompt
@@ -48,13 +38,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderModel:
-    """A sequence classifier of a supported architecture, as a folder on every node."""
+    """A sequence classifier of a supported architecture, as a folder on every node.
+
+    prefix: what sentence-transformers was told to put before every query.
+    """
 
     name: str
     digest: str
     config: str
     place: Place
     license: str | None = None
+    prefix: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,8 +88,16 @@ class FolderModel:
         """Whether an instruction is part of what the model reads."""
         return False
 
-    def check(self, rules: PairRules) -> None:
-        """Raise `ModelError` when the weights do not fill the class, or the tokenizer differs."""
+    @property
+    def is_int8(self) -> bool:
+        """Whether the files are an int8 graph."""
+        return False
+
+    def check(self, rules: PairRules) -> Tokenizer:
+        """The tokenizer.
+
+        Raises `ModelError` when the weights do not fill the class, or the tokenizer differs.
+        """
         self._check_weights(self.path())
         tokenizer = self.tokenizer(rules)
         rows = self.settings.get("vocab_size")
@@ -106,23 +108,18 @@ class FolderModel:
                 "Give the model the tokenizer that it was trained with.",
             )
         tokenizer.verify()
+        return tokenizer
 
     def tokenizer(self, rules: PairRules) -> Tokenizer:
         """The tokenizer with its pair template."""
-        return PairTokenizer.load(self.path(), rules)
+        return PairTokenizer.load(self.path(), rules, self.prefix)
 
     def load(self, profile: Profile) -> ScorerModel:
         """The model on the profile's device, once its digest is confirmed.
 
         Raises `BackendUnfit` when the profile's backend cannot score it on this node.
         """
-        found = self._digest_here()
-        if found != self.digest:
-            raise ModelError(
-                f"The model {self.name} on this node has the digest {found[:12]}, "
-                f"the run's is {self.digest[:12]}.",
-                "Bring the same files to every node.",
-            )
+        self._confirm_digest()
         if profile.backend == "openvino":
             entry = openvino_model.ready(self, profile, user_cache() / "openvino")
             from rankmill.models import openvino_encoder
@@ -152,6 +149,15 @@ class FolderModel:
             "license": self.license,
         }
 
+    def _confirm_digest(self) -> None:
+        found = self._digest_here()
+        if found != self.digest:
+            raise ModelError(
+                f"The model {self.name} on this node has the digest {found[:12]}, "
+                f"the run's is {self.digest[:12]}.",
+                "Bring the same files to every node.",
+            )
+
     def _digest_here(self) -> str:
         return self.place.digest()
 
@@ -159,6 +165,35 @@ class FolderModel:
         from rankmill.models import classifiers
 
         classifiers.check(folder)
+
+
+@dataclass(frozen=True)
+class QuantizedModel(FolderModel):
+    """An int8 folder (see `quantized`), which only OpenVINO scores."""
+
+    source: quantized.SourceModel = field(kw_only=True)
+
+    @property
+    def is_int8(self) -> bool:
+        """Always."""
+        return True
+
+    def prepare(self, profile: Profile) -> None:
+        """See that this node gives the folder's scores. Raises `BackendUnfit`."""
+        quantized.ready(self, profile, user_cache() / "openvino")
+
+    def load(self, profile: Profile) -> ScorerModel:
+        """The graphs, compiled, once their digest is confirmed. Raises `BackendUnfit`."""
+        self._confirm_digest()
+        return quantized.load(self.path(), profile)
+
+    def to_json(self) -> dict[str, Any]:
+        """What names the model, and what it was made of."""
+        made_of = {"quantized_from": self.source.name, "quantized_digest": self.source.digest}
+        return super().to_json() | made_of
+
+    def _check_weights(self, folder: Path) -> None:
+        quantized.check_files(folder)
 
 
 @dataclass(frozen=True)
@@ -215,7 +250,7 @@ class CausalModel(FolderModel):
         return super().to_json() | {"prompt": self.prompt.name}
 
     def _digest_here(self) -> str:
-        return _digest_with(self.prompt, self.place)
+        return digest_with(self.prompt, self.place)
 
     def _check_weights(self, folder: Path) -> None:
         from rankmill.models import causal_lm
@@ -223,135 +258,6 @@ class CausalModel(FolderModel):
         causal_lm.check(folder, self.tokens)
 
 
-def describe(config: ModelConfig, profile: str | None = None) -> Description:
-    """Find a model: `demo`, a local folder, a folder on an object store, or a hub id.
-
-    The folder may be a LoRA adapter's. profile: the AWS profile for an object store.
-
-    Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, is
-    of an architecture that this version does not score, or is a causal language model of which
-    nothing says the prompt; `ConfigError` for an instruction, a prompt or slopes that it does not
-    take.
-    """
-    name = config.name
-    preset = presets.find(name)
-    license_ = preset.licence if preset is not None else None
-    if config.scorer is not None:
-        _refuse_settings(config, custom.PLAIN)
-        return custom.describe(
-            name, config.scorer, locate(name, config.revision, profile), license_
-        )
-    if preset is not None and not preset.supported and not Path(name).is_dir():
-        raise ModelError(f"{name} is not supported in this version: {preset.reason}")
-    place = locate(name, config.revision, profile)
-    files = place.path()
-    if adapter.is_adapter(files):
-        merged = adapter.find_base(name, place, profile)
-        return _described(config, merged, [merged.base.path(), files], license_)
-    return _described(config, place, [files], license_)
-
-
-def _described(
-    config: ModelConfig, place: Place, folders: Sequence[Path], license_: str | None
-) -> FolderModel:
-    """folders: first the one with config and weights; any of them may hold the tokenizer."""
-    name, files = config.name, folders[0]
-    config_file = files / "config.json"
-    if not config_file.is_file():
-        raise ModelError(
-            f"The model {name} has no config.json in {files}.",
-            "Give a folder written by save_pretrained.",
-        )
-    try:
-        settings = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{config_file} is not valid JSON: {error}.") from None
-    if not isinstance(settings, dict):
-        raise ModelError(
-            f"{config_file} must hold a JSON object, found a {type(settings).__name__}.",
-            "Give a folder written by save_pretrained.",
-        )
-    if isinstance(place, adapter.MergedAdapter):  # which brings the head, or lacks it by name
-        settings.pop("architectures", None)
-    found = architecture_of(name, settings)
-    refuse_broken(config_file, settings, found)
-    weights = weight_names(weight_files(name, files))
-    if found.name == "bert" and any(key.endswith(JINA_BERT_KEY) for key in weights):
-        raise ModelError(
-            f"The weights of {name} are JinaBERT's, but its config.json does not say "
-            "position_embedding_type alibi.",
-            "Fetch the config.json that they were published with.",
-        )
-    vocabulary = ["tokenizer.json", *filter(None, [found.vocabulary])]
-    if not any((folder / file).is_file() for folder in folders for file in vocabulary):
-        raise ModelError(
-            f"The model {name} has no tokenizer: no {' or '.join(vocabulary)} in {files}.",
-            "Save it beside the model: tokenizer.save_pretrained(FOLDER).",
-        )
-    _refuse_settings(config, found)
-    common = (json.dumps(settings), place, license_)
-    if found.task == "ForCausalLM":
-        return _prompted(config, files, common)
-    if found.name == "jina-bert":
-        return JinaModel(name, place.digest(), *common, slopes=_slopes(config, settings))
-    return FolderModel(name, place.digest(), *common)
-
-
-def _slopes(config: ModelConfig, settings: dict[str, Any]) -> Slopes:
-    """What the configuration says, or else config.json; the published ones do not."""
-    if config.alibi_slopes != "auto":
-        return config.alibi_slopes
-    written = settings.get("alibi_slopes", "halved")
-    if written not in get_args(Slopes):
-        raise ModelError(
-            f"The config.json of {config.name} has alibi_slopes {written!r}.",
-            f"It must be one of {', '.join(get_args(Slopes))}, or be left out.",
-        )
-    slopes: Slopes = written
-    return slopes
-
-
-def _refuse_settings(config: ModelConfig, found: Architecture) -> None:
-    """Settings that only models of one kind have."""
-    causal, jina = found.task == "ForCausalLM", found.name == "jina-bert"
-    for setting, given, wanted, whose in (
-        ("instruction", config.instruction is not None, causal, "a causal reranker"),
-        ("prompt", config.prompt != prompt_sources.AUTO, causal, "a causal reranker"),
-        ("alibi_slopes", config.alibi_slopes != "auto", jina, "a JinaBERT"),
-    ):
-        if given and not wanted:
-            raise ConfigError(
-                f"model.{setting} is set, but {config.name} is a {found.name} model.",
-                f"Leave model.{setting} out, or choose {whose} (`rankmill models`).",
-            )
-
-
-def _prompted(
-    config: ModelConfig, files: Path, common: tuple[str, Place, str | None]
-) -> CausalModel:
-    if isinstance(common[1], adapter.MergedAdapter):
-        raise ModelError(
-            f"{config.name} is a LoRA adapter of a causal language model; only those of sequence "
-            "classifiers are merged here.",
-            "Merge it where it was trained: model.merge_and_unload().save_pretrained(FOLDER).",
-        )
-    tokenizer = tokenizer_files.load(files)
-    prompt = prompt_sources.find_prompt(config.name, config.prompt, files, tokenizer)
-    if config.instruction is not None and prompt.instructed is None:
-        raise ConfigError(
-            f"model.instruction is set, but the prompt {prompt.name} of {config.name} has no place "
-            "for one before the query.",
-            "Leave model.instruction out.",
-        )
-    return CausalModel(
-        config.name,
-        _digest_with(prompt, common[1]),
-        *common,
-        prompt=prompt,
-        tokens=token_ids(tokenizer, prompt),
-        instruction=config.instruction,
-    )
-
-
-def _digest_with(prompt: Prompt, place: Place) -> str:
+def digest_with(prompt: Prompt, place: Place) -> str:
+    """SHA-256, hex: of the files and of the prompt that they are asked with."""
     return hashlib.sha256((place.digest() + prompt.model_dump_json()).encode()).hexdigest()

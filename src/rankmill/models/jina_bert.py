@@ -190,7 +190,9 @@ class JinaBertEncoder(nn.Module):
         # On a CPU attention adds a float32 bias to bfloat16 scores; elsewhere types must agree.
         exact = states.device.type == "cpu"
         dtype = torch.float32 if exact else states.dtype
-        slopes = self._slopes.to(states.device, dtype)
+        if self._slopes.device != states.device:  # once: a GPU's queue would wait for the copy
+            self._slopes = self._slopes.to(states.device)
+        slopes = self._slopes.to(dtype)
         if self._max_scores is None:
             place = torch.arange(input_ids.shape[1], device=states.device)
             bias = slopes[:, None, None] * -(place[:, None] - place).abs()

@@ -22,12 +22,15 @@ from pathlib import Path
 from rankmill import storage
 from rankmill.errors import ConfigError, InputError, ModelError
 from rankmill.models import presets
+from rankmill.models.converted import FILES
 from rankmill.storage import StoredFile
 
 # What makes scores. Pictures, readmes and other formats of the weights do not.
 _DIGESTED = (".json", ".txt", ".model", ".safetensors")
 _NOT_DIGESTED = frozenset({"README.txt", "modules.json", "trainer_state.json"})
-_FETCHED = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+_FETCHED = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", *FILES]
+# The card of an int8 folder, whose graphs make its scores.
+CARD = "quantized.json"
 # One of them lies in every model's folder, and in none above it.
 _LANDMARKS = frozenset({"config.json", "adapter_config.json", "tokenizer.json"})
 # A trainer's intermediate states, each as large as the model beside them.
@@ -158,15 +161,18 @@ def on_hub(name: str, revision: str | None) -> HubModel:
 def digest_of(folder: Path) -> str:
     """SHA-256 over the names and contents of config, tokenizer and weight files.
 
-    Cached by size and modification time, so that the actors of a node hash large weights once a
-    process, not once a shard.
+    In an int8 folder the weights are graphs (`quantized`). Cached by size and modification time,
+    so that the actors of a node hash large weights once a process, not once a shard.
     """
+    graphs = FILES if (folder / CARD).is_file() else ()
     return _digest_of(
         folder,
         (
             p
             for p in folder.iterdir()
-            if p.is_file() and p.suffix in _DIGESTED and p.name not in _NOT_DIGESTED
+            if p.is_file()
+            and (p.suffix in _DIGESTED or p.name in graphs)
+            and p.name not in _NOT_DIGESTED
         ),
     )
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from rankmill.errors import ModelError
-from rankmill.models import classifiers
+from rankmill.models import causal_lm, classifiers
 from rankmill.models.adapter import WEIGHTS
+from rankmill.models.architectures import architecture_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rankmill.models.jina_bert import JinaBertClassifier
 
 # How peft names what it stores: `base_model.model.` and the module's own name in the classifier.
 _PREFIX = "base_model.model."
@@ -23,33 +31,30 @@ _REPLACED = ".original_module."
 
 
 def merge(base: Path, adapter: Path, target: Path) -> None:
-    """Write the merged classifier to a folder: float32 safetensors and config.json.
+    """Write the merged model to a folder: float32 safetensors and config.json.
 
-    An adapter may bring whole modules (`modules_to_save`, most often a new head): they complete
-    the base, or replace what it has.
+    float32 whatever the base is stored in, so that merging rounds nothing. An adapter may bring
+    whole modules (`modules_to_save`, most often a new head): they complete the base, or replace
+    what it has.
 
-    Raises `ModelError` naming the weights that neither the base nor the adapter has, or that have
-    no place in the model.
+    Raises `ModelError` naming the weights that neither the base nor the adapter has, that have no
+    place in the model, or that its config ties to others.
     """
     try:
         stored = load_file(adapter / WEIGHTS)
         config = LoraConfig.from_pretrained(str(adapter))
     except Exception as error:  # safetensors and peft check their files each in their way
         raise _unusable(adapter, error) from error
-    whole = {
-        _WRAPPER.sub(".", key.removeprefix(_PREFIX)): weight
-        for key, weight in stored.items()
-        if _LORA not in key and _REPLACED not in key
-    }
     low_rank = {key: weight for key, weight in stored.items() if _LORA in key}
-    model = classifiers.load_completed(base, whole)
+    model = _load_base(base, adapter, stored, config.task_type)
     # The whole modules are in their places; by itself peft would wrap the head once more.
     config.task_type = config.modules_to_save = None
     config.base_model_name_or_path, config.inference_mode = str(base), True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are for those who train
-            adapted = PeftModel(model, config)
+            # Its type says PreTrainedModel; any module will do.
+            adapted = PeftModel(cast("PreTrainedModel", model), config)
             expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
             _refuse_difference(adapter, {key for key in expected if _LORA in key}, set(low_rank))
             set_peft_model_state_dict(adapted, low_rank)
@@ -58,7 +63,31 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
         raise
     except Exception as error:
         raise _unusable(adapter, error) from error
-    classifiers.save(merged, target)
+    classifiers.save(merged, target, base)
+
+
+def _load_base(
+    base: Path, adapter: Path, stored: classifiers.Weights, task: str | None
+) -> PreTrainedModel | JinaBertClassifier:
+    """The base in the class that scores it, with the adapter's whole modules in their places."""
+    whole = {
+        _WRAPPER.sub(".", key.removeprefix(_PREFIX)): weight
+        for key, weight in stored.items()
+        if _LORA not in key and _REPLACED not in key
+    }
+    settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    kind = architecture_of(str(base), settings | {"architectures": None})
+    if kind.name == "jina-bert":
+        return classifiers.load_jina_completed(base, whole)
+    if kind.task != "ForCausalLM":
+        return classifiers.load_completed(base, whole)
+    if task == "SEQ_CLS":
+        raise ModelError(
+            f"The adapter in {adapter} makes a classifier (SEQ_CLS) of a causal language model, "
+            "which this version scores by the tokens that it answers with.",
+            "Train it with the task type CAUSAL_LM, or give an adapter of a cross-encoder.",
+        )
+    return causal_lm.load_completed(base, whole, changed=stored)
 
 
 def _refuse_difference(adapter: Path, expected: set[str], found: set[str]) -> None:

@@ -2,7 +2,7 @@
 
 By default it tells a server of Google's when it is imported and when a model is converted, and
 leaves an id in the user's home. It does without where its telemetry package is missing, so that is
-what it finds.
+what it finds. nncf does the same.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ _TELEMETRY = "openvino_telemetry"
 
 
 @contextlib.contextmanager
-def _telemetry_missing() -> Iterator[None]:
-    if "openvino" in sys.modules or _TELEMETRY in sys.modules:  # somebody else's choice
+def without_telemetry(package: str) -> Iterator[None]:
+    """While it lasts, a package that is imported for the first time finds no telemetry."""
+    if package in sys.modules or _TELEMETRY in sys.modules:  # somebody else's choice
         yield
         return
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
@@ -26,7 +27,7 @@ def _telemetry_missing() -> Iterator[None]:
         del sys.modules[_TELEMETRY]
 
 
-with _telemetry_missing():
+with without_telemetry("openvino"):
     import openvino
 
-__all__ = ["openvino"]
+__all__ = ["openvino", "without_telemetry"]

@@ -16,6 +16,8 @@ from typing import Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
+from rankmill.config import ModelConfig
+
 Architecture = Literal[
     "bert", "xlm-roberta", "modernbert", "deberta-v2", "jina-bert", "gte", "causal-lm"
 ]
@@ -112,6 +114,14 @@ def presets() -> tuple[Preset, ...]:
 def find(name: str) -> Preset | None:
     """The preset of that exact name (a hub id, or `demo`), or None."""
     return next((preset for preset in presets() if preset.name == name), None)
+
+
+def authors_length(model: ModelConfig, used: int) -> int | None:
+    """The length that a preset's authors use, where the user chose none and it is not `used`."""
+    preset = None if "max_length" in model.model_fields_set else find(model.name)
+    return (
+        None if preset is None or preset.recommended_length == used else preset.recommended_length
+    )
 
 
 def nearest(name: str) -> list[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 _FROM_FILES = "sentence-transformers"
-_MODULES, _SETTINGS, _MODEL = (
+MODULES, _SETTINGS, _MODEL = (
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -49,17 +49,24 @@ def known_prompts() -> dict[str, Prompt]:
     return {prompt.name: prompt for prompt in prompts}
 
 
-def find_prompt(name: str, asked: str, files: Path, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def find_prompt(
+    name: str,
+    asked: str,
+    files: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    base: str | None = None,
+) -> Prompt:
     """The prompt of the causal reranker `name`, whose files lie in a folder.
 
     asked: `model.prompt`: a known prompt's name, or `auto`: that of the preset of this name,
-    otherwise that of the folder's own files.
+    otherwise that of the folder's own files. base: the model that it is an adapter of, whose
+    preset is the adapter's.
 
     Raises `ModelError` when nothing says which prompt it is, or the files give none that can be
     taken apart into instruction, query and document.
     """
     choices = ", ".join(sorted(known_prompts()))
-    preset = presets.find(name)
+    preset = presets.find(name) or (None if base is None else presets.find(base))
     wanted = asked if asked != AUTO or preset is None else preset.prompt
     if wanted is not None and wanted in known_prompts():
         return known_prompts()[wanted]
@@ -67,10 +74,10 @@ def find_prompt(name: str, asked: str, files: Path, tokenizer: PreTrainedTokeniz
         raise ModelError(
             f"There is no prompt {asked}.", f"Set model.prompt to auto or one of: {choices}."
         )
-    if not (files / _MODULES).is_file():
+    if not (files / MODULES).is_file():
         raise ModelError(
             f"{name} is a causal language model, and nothing says which prompt it was trained "
-            f"with: it is no preset, and the folder has no {_MODULES} of sentence-transformers.",
+            f"with: it is no preset, and the folder has no {MODULES} of sentence-transformers.",
             f"Set model.prompt to one of: {choices}.",
         )
     return _SavedPrompt(name, files, tokenizer).read()
@@ -89,13 +96,13 @@ class _SavedPrompt:
 
     def read(self) -> Prompt:
         """The prompt. Raises `ModelError` for what cannot be read or taken apart."""
-        modules = self._json(_MODULES, list)
+        modules = self._json(MODULES, list)
         kinds = [str(m.get("type")).rpartition(".")[2] for m in modules if isinstance(m, dict)]
         if kinds != ["Transformer", "LogitScore"]:
-            raise self._unfit(f"{_MODULES} names the modules {', '.join(kinds) or 'none'}")
+            raise self._unfit(f"{MODULES} names the modules {', '.join(kinds) or 'none'}")
         folder = str(modules[1].get("path"))
         if Path(folder).name != folder:
-            raise self._unfit(f"{_MODULES} leads to another folder ({folder})")
+            raise self._unfit(f"{MODULES} leads to another folder ({folder})")
         scored = self._json(f"{folder}/config.json", dict)
         settings = self._json(_SETTINGS, dict)
         message = _section(settings, "modality_config").get("message")
@@ -118,7 +125,7 @@ class _SavedPrompt:
         instructed = None
         if head.count(instruction) == 1 and same == [between, after]:
             instructed = head.replace(instruction, TEXT)
-        usual = self._usual_instruction()
+        usual = default_prompt(self._name, self._files)
         if usual is not None and instructed is None:
             raise self._unfit("its chat template does not put the default prompt before the query")
         prompt = Prompt(
@@ -177,14 +184,6 @@ class _SavedPrompt:
 
         return render
 
-    def _usual_instruction(self) -> str | None:
-        if not (self._files / _MODEL).is_file():
-            return None
-        values = self._json(_MODEL, dict)
-        prompts, name = values.get("prompts"), values.get("default_prompt_name")
-        found = prompts.get(name) if isinstance(prompts, dict) and name is not None else None
-        return found or None
-
     def _json(self, name: str, kind: type) -> Any:  # noqa: ANN401 - whatever the file holds
         try:
             values = json.loads((self._files / name).read_text(encoding="utf-8"))
@@ -201,6 +200,25 @@ class _SavedPrompt:
             f"query and document, or set model.prompt to one of: "
             f"{', '.join(sorted(known_prompts()))}.",
         )
+
+
+def default_prompt(name: str, files: Path) -> str | None:
+    """What sentence-transformers was told to use for every query; None for nothing.
+
+    Raises `ModelError` when the folder's file for it cannot be read.
+    """
+    if not (files / _MODEL).is_file():
+        return None
+    try:
+        values = json.loads((files / _MODEL).read_text(encoding="utf-8"))
+        prompts, chosen = values.get("prompts"), values.get("default_prompt_name")
+    except (ValueError, AttributeError):
+        raise ModelError(
+            f"{files / _MODEL} of {name} holds no JSON object.",
+            "Save the model again, or remove that file if it is none of sentence-transformers.",
+        ) from None
+    found = prompts.get(chosen) if isinstance(prompts, dict) and chosen is not None else None
+    return str(found) if found else None
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""Plain settings: read from YAML and `--set`, checked against a section, errors explained."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from rankmill import settings_yaml
+from rankmill.errors import ConfigError
+
+S = TypeVar("S", bound=BaseModel)
+Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
+PositiveInt = Annotated[int, Field(gt=0)]
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that knows all of its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def read_section(section: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """Check plain values against a section of the configuration.
+
+    Raises `ConfigError` for an unknown key (the nearest known one is suggested), a missing one and
+    a wrong value; `where` is added to its sentences.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(*_explain(error, section, where)) from None
+
+
+def parse_override(text: str) -> tuple[str, Setting]:
+    """Split `a.b=value`; the value is read as YAML, so `20`, `null` and `[a, b]` mean themselves.
+
+    Raises `ConfigError` when there is no `=` or the value is not YAML.
+    """
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        # Without the text: what should be a value may be anything.
+        raise ConfigError("--set expects a.b=value.", "For example: --set output.top_k=20")
+    try:
+        return key.strip(), settings_yaml.parse(raw)
+    except ValueError as error:
+        raise ConfigError(f"The value of --set {key} is not valid YAML: {error}.") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file, not yet checked. Raises `ConfigError` unless it is a mapping."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(settings_yaml.MAX_BYTES + 1)
+        if len(content) > settings_yaml.MAX_BYTES:
+            raise ConfigError(
+                f"{path} is longer than {settings_yaml.MAX_BYTES:,} bytes.",
+                "Give the path of a YAML file.",
+            )
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no configuration file {path}.", "Give the path of a YAML file."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no name of a file
+        raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
+    try:
+        values = settings_yaml.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}.")
+    return values
+
+
+def put(values: dict[str, Any], dotted: str, value: Setting) -> None:
+    """Set `a.b.c` in nested mappings. Raises `ConfigError` where a value stands in the way."""
+    *parents, last = dotted.split(".")
+    section = values
+    for depth, key in enumerate(parents):
+        below = section.setdefault(key, {})
+        if not isinstance(below, dict):
+            name = ".".join(parents[: depth + 1])
+            raise ConfigError(f"{dotted} cannot be set: {name} is a value, not a section.")
+        section = below
+    section[last] = copy.deepcopy(value)  # later overrides may reach into it
+
+
+def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple[str, str | None]:
+    """Turn pydantic's findings into one message and one remedy."""
+    lines: list[str] = []
+    remedy = None
+    # A misspelt section is both unknown and missing; the spelling is what needs mending.
+    findings = error.errors(include_url=False)
+    findings.sort(key=lambda finding: finding["type"] != "extra_forbidden")
+    for finding in findings:
+        place = _place(root, finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            known = _known_keys(root, finding["loc"])
+            lines.append(f"Unknown setting {place}{where}.")
+            near = difflib.get_close_matches(str(finding["loc"][-1]), known, n=1, cutoff=0.5)
+            remedy = remedy or (
+                f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+            )
+        elif finding["type"] == "missing":
+            lines.append(f"The setting {place} is missing{where}.")
+            remedy = remedy or f"Give {place} in the file, as a flag, or with --set."
+        elif finding["type"] == "value_error":
+            lines.append(f"{place or 'The configuration'}{where}: {finding['ctx']['error']}.")
+        else:
+            found = _shown(finding["input"])
+            lines.append(f"{place}{where}: {finding['msg']}, found {found}.")
+    return "\n".join(dict.fromkeys(lines)), remedy
+
+
+def _shown(value: object) -> str:
+    """A short value as it was given, else its kind.
+
+    A URL may carry a secret that was never checked for, a few anchors a list of a billion.
+    """
+    simple = value is None or isinstance(value, str | int | float)
+    if not simple or (isinstance(value, str) and (len(value) > 24 or "://" in value)):
+        return f"a {type(value).__name__}"
+    return repr(value)
+
+
+def _place(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """A setting's dotted name, without the alternatives of a type that pydantic adds to it."""
+    parts: list[str] = []
+    section: type[BaseModel] | None = root
+    for part in loc:
+        if section is not None or isinstance(part, int):
+            parts.append(str(part))
+        section = _section_below(section, part)
+    return ".".join(parts)
+
+
+def _known_keys(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] | None = root
+    for part in loc[:-1]:
+        section = _section_below(section, part)
+    return list(section.model_fields) if section is not None else []
+
+
+def _section_below(section: type[BaseModel] | None, key: int | str) -> type[BaseModel] | None:
+    field = section.model_fields.get(str(key)) if section is not None else None
+    found = field.annotation if field is not None else None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
