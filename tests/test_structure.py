@@ -41,7 +41,6 @@ LAYERS = [
     ["read"],
     ["commit"],
     ["pipeline"],
-    ["exchange"],
     # Whole runs, and readers of committed output.
     ["prepared", "progress"],
     ["report"],
@@ -55,7 +54,7 @@ LAYERS = [
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
-RAY = {"commit", "exchange", "pipeline", "read"}
+RAY = {"read", "commit", "pipeline"}
 TORCH = {
     "models.attention_masks",
     "models.causal_lm",

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rankmill import console
+from rankmill import console, storage
 from rankmill.compare import compare
 from rankmill.compare.comparison import MOST, TOP
+from rankmill.compare.page import render
 from rankmill.comparison_tables import print_comparison
 from rankmill.errors import ConfigError
 
@@ -23,6 +24,10 @@ def compare_command(
         map(str, TOP)
     ),
     most: Annotated[int, typer.Option(help="Show the N largest movers of each kind.")] = MOST,
+    texts: Annotated[bool, typer.Option("--texts", help="Show the movers' texts.")] = False,
+    html: Annotated[
+        str | None, typer.Option(help="Draw a page for a browser, to this file.")
+    ] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Take what is committed of a run.")
     ] = False,
@@ -35,12 +40,16 @@ def compare_command(
 
     No judgements are needed; to know which of two is better, use evaluate.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
       rankmill compare ranked-monday/ ranked-tuesday/ --top 1,10
+
+      rankmill compare old/ new/ --html changes.html --texts
     """
     if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", top, re.ASCII):
         raise ConfigError(f"--top is {top!r}.", "Give ranks joined by commas: 1,5,10.")
+    if html is not None:
+        storage.require_folder(html)
     with console.own_stdout() as stdout:
         with console.progress() as tell:
             found = compare(
@@ -48,11 +57,16 @@ def compare_command(
                 run_b,
                 top=[int(k) for k in top.split(",")],
                 most=most,
+                texts=texts,
                 allow_incomplete=allow_incomplete,
                 profile=profile,
                 listener=tell,
             )
+        if html is not None:
+            storage.write_file(html, render(found))
         if as_json:
             print(json.dumps(found.to_json(), indent=1, ensure_ascii=False), file=stdout)
         else:
             print_comparison(Console(file=stdout, highlight=False), found)
+            if html is not None:
+                print(f"\n{html}", file=stdout)

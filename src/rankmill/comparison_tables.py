@@ -12,8 +12,7 @@ from rankmill.compare import Comparison
 from rankmill.compare.spread import Spread
 
 _SPREADS = {
-    "tau": "Kendall's tau-b",
-    "rbo": "rank-biased overlap",
+    "correlation": "rank correlation (Spearman)",
     "rank_change": "rank change, absolute",
     "drift": "score difference",
 }
@@ -69,30 +68,31 @@ def _spreads(spreads: Mapping[str, Spread]) -> Table:
         name: f"first {name.partition('@')[2]} in common" for name in spreads if "@" in name
     }
     titles = _SPREADS | overlaps
-    for name in ("tau", "rbo", *overlaps, "rank_change", "drift"):
+    for name in ("correlation", *overlaps, "rank_change", "drift"):
         one = spreads[name]
-        if one.count:
+        if one.mean is not None:
             shares = (one.quantile(share) for share in (0.0, 0.05, 0.5, 0.95, 1.0))
-            numbers = (one.total / one.count, *shares)
+            numbers = (one.mean, *shares)
             table.add_row(titles[name], f"{one.count:,}", *map(_number, numbers))
     return table
 
 
 def _drift(counts: Mapping[str, int], drift: Spread) -> list[str]:
-    if not drift.count:
+    if drift.rms is None:
         return ["No pair has a score in both runs."]
-    rms = (drift.squares / drift.count) ** 0.5
     equal, share = counts["scores_equal"], counts["scores_equal"] / drift.count
     return [
-        f"Scores, b less a: r.m.s. {_number(rms)}; {equal:,} of {drift.count:,} pairs "
+        f"Scores, b less a: r.m.s. {_number(drift.rms)}; {equal:,} of {drift.count:,} pairs "
         f"({share:.1%}) have equal scores."
     ]
 
 
 def _examples(examples: list[dict[str, object]]) -> Table:
-    table = _table(*(name.replace("_", " ") for name in examples[0]))
+    names = [name for name in examples[0] if name not in ("query_text", "document_text")]
+    table = _table(*(name.replace("_", " ") for name in names))
     for told in examples:
-        table.add_row(*(_cell(value) for value in told.values()))
+        # A text that was asked for says more than the id.
+        table.add_row(*(_cell(told.get(f"{name}_text") or told[name]) for name in names))
     return table
 
 

@@ -76,6 +76,8 @@ def evaluate_command(
       rankmill evaluate ranked/ --qrels qrels.tsv --baseline bm25_rank --depths 5,10,20,50
     """
     write = None if per_query is None else _writer(per_query)
+    if per_query is not None:
+        storage.require_folder(per_query)
     runs = name_runs(ranked)
     found = evaluate(
         runs if len(runs) > 1 else next(iter(runs.values())),
@@ -89,7 +91,7 @@ def evaluate_command(
         ids=(query_id, doc_id),
     )
     if write is not None and per_query is not None:
-        _store(per_query, write(found.per_query))
+        storage.write_file(per_query, write(found.per_query))
     if as_json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:
@@ -148,14 +150,3 @@ def _text(separator: str) -> Callable[[pd.DataFrame], bytes]:
 def _lines(frame: pd.DataFrame) -> bytes:
     rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict("records"))
     return "".join(rows).encode()
-
-
-def _store(path: str, content: bytes) -> None:
-    fs, bare = storage.filesystem(storage.absolute(path))
-    try:
-        with storage.os_errors():
-            fs.pipe_file(bare, content)
-    except OSError as error:
-        raise ConfigError(
-            f"--per-query {path} cannot be written: {error}.", "Check the folder."
-        ) from None

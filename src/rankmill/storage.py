@@ -315,6 +315,27 @@ def read_batches(
         )
 
 
+def write_file(path: str, content: bytes) -> None:
+    """Write a file of the user's own, local or remote; what is there is replaced.
+
+    Raises `ConfigError` when it cannot be written.
+    """
+    fs, bare = filesystem(absolute(path))
+    try:
+        with os_errors():
+            fs.pipe_file(bare, content)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"{path} cannot be written: {why}.", "Check its folder.") from None
+
+
+def require_folder(path: str) -> None:
+    """Raise `ConfigError` where a file's folder on disk is not there: before work, not after."""
+    folder = os.path.dirname(absolute(path))
+    if not is_remote(path) and not os.path.isdir(folder):
+        raise ConfigError(f"There is no folder {folder} for {path}.", "Make it, or check the path.")
+
+
 @contextmanager
 def _opened(
     paths: str | Sequence[str], columns: Sequence[str] | None, profile: str | None

@@ -11,20 +11,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rankmill.compare import examples, spread
-from rankmill.compare.agreement import kendall_tau, overlap_at, rank_biased_overlap
 from rankmill.compare.examples import Example, Ids
 from rankmill.compare.lists import Side, side_by_side
-from rankmill.compare.spread import Spread
+from rankmill.compare.spread import Floats, Spread
 from rankmill.qrels import Ints
+from rankmill.rank import places
+from rankmill.summary import rank_correlations
 
 
 @dataclass(frozen=True, eq=False)
 class Changes:
     """Counts, spreads and examples by name; examples are in order, the most telling first.
 
-    Spreads over common queries: `tau` (those with two common documents), `rbo`, `overlap@k`; over
-    common documents: `rank_change` (absolute), `drift` (score in b less that in a, where both have
-    one).
+    Spreads over common queries: `correlation` (Spearman's, of the documents that both lists have,
+    where there are two), `overlap@k` (documents that both have among their first k, divided by k,
+    or by the longer list's length where that is less); over common documents: `rank_change`
+    (absolute), `drift` (score in b less that in a, where both have one).
     """
 
     counts: dict[str, int]
@@ -56,36 +58,35 @@ def find_changes(a: pa.Table, b: pa.Table, top: Sequence[int], most: int) -> Cha
     length_a, length_b = one.lengths(len(queries)), other.lengths(len(queries))
     in_a, in_b = length_a > 0, length_b > 0
     both = in_a & in_b
-    lengths = length_a[both], length_b[both]
-    at_a, at_b = _common(one, other, len(documents))
-    rank_a, rank_b = one.rank[at_a], other.rank[at_b]
-    # Agreement is of the common queries alone, numbered anew.
-    query = (np.cumsum(both) - 1)[one.query[at_a]]
-    tau = kendall_tau(query, rank_a, rank_b, len(lengths[0]))
+    at_a, at_b = _in_both(one, other, len(documents))
+    rank_a, rank_b, query = one.rank[at_a], other.rank[at_b], one.query[at_a]
+    correlation = _correlations(query, rank_a, rank_b, len(queries))
     drift = other.score[at_b] - one.score[at_a]
     drift = drift[np.isfinite(drift)]
-    in_place = np.bincount(query[rank_a == rank_b], minlength=len(tau))
-    unchanged = (in_place == lengths[0]) & (in_place == lengths[1])
+    in_place = np.bincount(query[rank_a == rank_b], minlength=len(queries))
+    unchanged = both & (in_place == length_a) & (in_place == length_b)
     gone, new = _alone(one, at_a, both), _alone(other, at_b, both)
     found = {
-        "tau": tau[~np.isnan(tau)],
-        "rbo": rank_biased_overlap(query, rank_a, rank_b, *lengths),
+        "correlation": correlation[~np.isnan(correlation)],
         "rank_change": np.abs(rank_b - rank_a).astype(np.float64),
         "drift": drift,
     }
-    found |= {f"overlap@{k}": overlap_at(k, query, rank_a, rank_b, *lengths) for k in top}
-    only = {
-        "new_queries": np.flatnonzero(in_b & ~in_a),
-        "gone_queries": np.flatnonzero(in_a & ~in_b),
-    }
+    longest = np.maximum(length_a, length_b)
+    for k in top:
+        shared = np.bincount(query[(rank_a <= k) & (rank_b <= k)], minlength=len(queries))
+        found[f"overlap@{k}"] = shared[both] / np.minimum(longest[both], k)
+    queries_new, queries_gone = np.flatnonzero(in_b & ~in_a), np.flatnonzero(in_a & ~in_b)
+    changed = np.flatnonzero(correlation < 1)
+    size = np.bincount(query, minlength=len(queries))[changed]
+    worst = {"query": changed, "correlation": correlation[changed], "documents": size}
     return Changes(
         counts={
             "queries_a": int(in_a.sum()),
             "queries_b": int(in_b.sum()),
-            "queries_common": len(tau),
+            "queries_common": int(both.sum()),
             "queries_unchanged": int(unchanged.sum()),
-            "queries_gone": len(only["gone_queries"]),
-            "queries_new": len(only["new_queries"]),
+            "queries_gone": len(queries_gone),
+            "queries_new": len(queries_new),
             "rows_a": len(a),
             "rows_b": len(b),
             "documents_common": len(at_a),
@@ -101,22 +102,27 @@ def find_changes(a: pa.Table, b: pa.Table, top: Sequence[int], most: int) -> Cha
         spreads={name: Spread.of(values) for name, values in found.items()},
         examples={
             "documents": examples.movers(ids, one, other, at_a, at_b, most),
-            "queries": _worst(ids, both, query, tau, most),
-            "new_documents": examples.in_one(ids, other, new, most),
-            "gone_documents": examples.in_one(ids, one, gone, most),
-        }
-        | {name: ids.pick([], {"query": which}, most) for name, which in only.items()},
+            "queries": examples.queries_of(
+                ids, [correlation[changed], -size], worst, most, (1, other)
+            ),
+            "new_documents": examples.in_one(ids, 1, other, new, most),
+            "gone_documents": examples.in_one(ids, 0, one, gone, most),
+            "new_queries": examples.queries_of(ids, [], {"query": queries_new}, most, (1, other)),
+            "gone_queries": examples.queries_of(ids, [], {"query": queries_gone}, most, (0, one)),
+        },
     )
 
 
-def _common(one: Side, other: Side, documents: int) -> tuple[Ints, Ints]:
+def _in_both(one: Side, other: Side, documents: int) -> tuple[Ints, Ints]:
     """The rows of each side that hold the documents of both, parallel."""
-    rows, keys = [], []
-    for side in (one, other):
-        rows.append(np.flatnonzero(side.document >= 0))
-        keys.append(side.query[rows[-1]] * documents + side.document[rows[-1]])
-    _, at_a, at_b = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    return rows[0][at_a], rows[1][at_b]
+
+    def keyed(side: Side) -> tuple[Ints, Ints]:
+        rows = np.flatnonzero(side.document >= 0)
+        return rows, side.query[rows] * documents + side.document[rows]
+
+    (rows_a, keys_a), (rows_b, keys_b) = keyed(one), keyed(other)
+    _, at_a, at_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
+    return rows_a[at_a], rows_b[at_b]
 
 
 def _alone(side: Side, common: Ints, both: npt.NDArray[np.bool_]) -> Ints:
@@ -126,11 +132,14 @@ def _alone(side: Side, common: Ints, both: npt.NDArray[np.bool_]) -> Ints:
     return np.flatnonzero(alone)
 
 
-def _worst(
-    ids: Ids, both: npt.NDArray[np.bool_], query: Ints, tau: npt.NDArray[np.float64], most: int
-) -> list[Example]:
-    """Queries by tau, lowest first; of equal ones those with more common documents."""
-    changed = np.flatnonzero(tau < 1)
-    common = np.bincount(query, minlength=len(tau))[changed]
-    columns = {"query": np.flatnonzero(both)[changed], "tau": tau[changed], "documents": common}
-    return ids.pick([tau[changed], -common], columns, most)
+def _correlations(query: Ints, rank_a: Ints, rank_b: Ints, queries: int) -> Floats:
+    """float64 [queries]: of the common documents, ranked anew among themselves."""
+
+    def anew(rank: Ints) -> Ints:
+        order = np.lexsort((rank, query))
+        found = np.empty(len(order), np.int64)
+        found[order] = places(query[order])
+        return found
+
+    size = np.bincount(query, minlength=queries)
+    return rank_correlations(query, anew(rank_a) - anew(rank_b), size)

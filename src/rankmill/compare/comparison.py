@@ -1,8 +1,9 @@
-"""Two runs compared: here where they are small, on Ray where they are large.
+"""Two runs compared: here where they are small, by tasks on Ray where they are large.
 
-On Ray each part of run A meets the parts of run B that hold its queries. Runs of one input have
-their queries in one order, so those are few; where they are many, the rows of both are brought
-together by a hash of the query instead. The driver holds a hash a query.
+A task takes some parts of run A and, of run B, the rows of their queries, a part after the other.
+Runs of one input have their queries in one order, so that each part of B is read about once, and
+nothing has to be shuffled; of runs in other orders each task reads many parts of B, four narrow
+columns of them. The driver holds a hash a query.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rankmill import storage
 from rankmill.compare import changes
-from rankmill.compare.agreement import PERSISTENCE
 from rankmill.compare.changes import Changes, find_changes
+from rankmill.compare.examples import Example, with_texts
 from rankmill.compare.lists import SCHEMA, needed_columns, read_rows, refuse_unlike
 from rankmill.config import ComputeConfig
 from rankmill.errors import ConfigError, InputError
@@ -28,7 +28,7 @@ from rankmill.export.agreement import OtherRun, index, query_hashes
 from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.output import refuse_relative
 from rankmill.progress import Listener, Progress
-from rankmill.qrels import hash_ids, masked
+from rankmill.qrels import Ints, hash_ids, masked
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -36,10 +36,8 @@ TOP = (1, 5, 10, 20)
 MOST = 10
 # Runs of fewer rows together are compared in this process: seconds, as Ray's start alone takes.
 ON_DRIVER_ROWS = 2_000_000
-# Reading a part so many times over, in the mean, costs less than moving its rows.
-_READS_A_PART = 3
-# Rows of both runs that one task compares; some 100 bytes each.
-_ROWS_A_PARTITION = 4_000_000
+# Rows of run A that one task compares; with those of run B some 200 bytes each.
+_ROWS_A_TASK = 2_000_000
 _TASK_CPUS = 1.0
 
 
@@ -57,13 +55,10 @@ class Comparison:
         spreads = {name: one.to_json() for name, one in found.spreads.items()}
         overlaps = {name: one for name, one in spreads.items() if name.startswith("overlap@")}
         return {
-            "run_a": _facts(self.run_a),
-            "run_b": _facts(self.run_b),
+            "run_a": facts(self.run_a),
+            "run_b": facts(self.run_b),
             "counts": dict(found.counts),
-            "rank_correlation": {
-                "kendall_tau_b": spreads["tau"],
-                "rank_biased_overlap": spreads["rbo"] | {"p": PERSISTENCE},
-            },
+            "rank_correlation": spreads["correlation"],
             "overlap": {name.removeprefix("overlap@"): one for name, one in overlaps.items()},
             "rank_change": spreads["rank_change"],
             "score_drift": spreads["drift"],
@@ -74,14 +69,15 @@ class Comparison:
         }
 
 
-def _facts(run: Ranked) -> dict[str, object]:
+def facts(run: Ranked) -> dict[str, object]:
+    """What names a run; the model is None where the part files do not name it."""
     metadata = {k.decode(): v.decode() for k, v in (run.schema.metadata or {}).items()}
     return {
         "output": run.url,
-        "fingerprint": run.fingerprint,
-        "parts": len(run.parts),
         "model": metadata.get("rankmill.model.name"),
         "model_digest": metadata.get("rankmill.model.digest"),
+        "fingerprint": run.fingerprint,
+        "parts": len(run.parts),
     }
 
 
@@ -92,17 +88,16 @@ class _Work:
     runs: tuple[Ranked, Ranked]
     top: tuple[int, ...]
     most: int
-    partitions: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
     """Parts of both runs that are compared by one task. keep: uint64, the hashes of the queries of
-    run B that belong to it, ascending."""
+    run B that belong to it; None: all."""
 
-    parts_a: tuple[int, ...]
-    parts_b: tuple[int, ...]
-    keep: Hashes
+    parts_a: Sequence[int]
+    parts_b: Sequence[int]
+    keep: Hashes | None = None
 
 
 def compare(
@@ -111,6 +106,7 @@ def compare(
     *,
     top: Sequence[int] = TOP,
     most: int = MOST,
+    texts: bool = False,
     allow_incomplete: bool = False,
     address: str | None = None,
     profile: str | None = None,
@@ -119,8 +115,10 @@ def compare(
     """Say what changed from one run to another, by the rules of `rankmill.compare`.
 
     run_a, run_b: output folders of runs, local or URLs. top: the k of the overlaps. most: examples
-    of each kind. allow_incomplete: take what is committed of runs that have not finished. address:
-    of a Ray cluster, as `compute.address`, which is used from two million rows on; profile: of AWS.
+    of each kind. texts: read the texts of the examples; without, a query that has no id but its
+    text is not named. allow_incomplete: take what is committed of runs that have not finished.
+    address: of a Ray cluster, as `compute.address`, which is used from two million rows on;
+    profile: of AWS.
 
     Raises `ConfigError` for impossible settings, `InputError` for what is not a complete run, lacks
     ids, or has no query in common with the other.
@@ -140,11 +138,7 @@ def compare(
     work = _Work((one, other), tuple(sorted(set(top))), most)
     rows = sum(part.rows for run in work.runs for part in run.parts)
     if rows <= ON_DRIVER_ROWS:
-        tables = [
-            pa.concat_tables([read_rows(run, part) for part in range(len(run.parts))])
-            for run in work.runs
-        ]
-        found = find_changes(*tables, work.top, most)
+        found = _compare_piece(work, _Piece(range(len(one.parts)), range(len(other.parts))))
     else:
         compute = ComputeConfig(address=address)
         found = _on_ray(work, rows, compute, (str(run_a), str(run_b)), listener)
@@ -156,7 +150,16 @@ def compare(
             f"{like[1]}.",
             "Compare runs over one set of queries.",
         )
-    return Comparison(one, other, found)
+    examples = found.examples
+    if texts:
+        examples = with_texts(work.runs, examples)
+    elif one.query_key == one.columns.query:
+        examples = {name: [_unnamed(each) for each in some] for name, some in examples.items()}
+    return Comparison(one, other, replace(found, examples=examples))
+
+
+def _unnamed(example: Example) -> Example:
+    return example._replace(told=example.told | {"query": None})
 
 
 def _on_ray(
@@ -166,7 +169,7 @@ def _on_ray(
     paths: Sequence[str],
     listener: Listener | None,
 ) -> Changes:
-    from rankmill import exchange, pipeline
+    from rankmill import pipeline
 
     if pipeline.is_foreign_cluster(compute):
         refuse_relative(paths)
@@ -175,19 +178,9 @@ def _on_ray(
             index(run, pipeline.map_shared(query_hashes, run, range(len(run.parts))))
             for run in work.runs
         )
-        pieces = _pieces(one, other)
-        parts = [
-            (side, part) for side, run in enumerate(work.runs) for part in range(len(run.parts))
-        ]
-        reads = sum(len(piece.parts_a) + len(piece.parts_b) for piece in pieces)
-        if reads <= _READS_A_PART * len(parts):
-            tasks = len(pieces)
-            found = pipeline.map_shared(_compare_piece, work, pieces, _TASK_CPUS)
-        else:
-            tasks = max(2, -(-rows // _ROWS_A_PARTITION))
-            work = replace(work, partitions=tasks)
-            found = exchange.exchange(_cut, _compare_cut, work, parts, tasks, _TASK_CPUS)
-        return changes.add(_followed(found, tasks, rows, listener), work.most)
+        pieces = list(_pieces(one, other))
+        found = pipeline.map_shared(_compare_piece, work, pieces, _TASK_CPUS)
+        return changes.add(_followed(found, len(pieces), rows, listener), work.most)
 
 
 def _followed(
@@ -203,42 +196,45 @@ def _followed(
         yield one
 
 
-def _pieces(a: OtherRun, b: OtherRun) -> list[_Piece]:
-    """Each part of run A with those of B that hold its queries; then what B has alone."""
-    pieces = []
-    for part in range(len(a.ranked.parts)):
-        keep = np.unique(a.hashes[a.part == part])
-        pieces.append(_Piece((part,), _holders(b, keep), keep))
-    for part in range(len(b.ranked.parts)):
-        alone = np.unique(b.hashes[(b.part == part) & ~np.isin(b.hashes, a.hashes)])
-        if len(alone):
-            pieces.append(_Piece((), (part,), alone))
-    return pieces
+def _pieces(a: OtherRun, b: OtherRun) -> Iterator[_Piece]:
+    """Parts of run A with those of B that hold their queries; then what B has alone."""
+    for parts, keep in _grouped(a.ranked, a.hashes, a.part):
+        at = np.searchsorted(b.hashes, keep)
+        at = at[at < len(b.hashes)]
+        holders = b.part[at[np.isin(b.hashes[at], keep)]]
+        yield _Piece(parts, np.unique(holders).tolist(), keep)
+    alone = ~np.isin(b.hashes, a.hashes)
+    for parts, keep in _grouped(b.ranked, b.hashes[alone], b.part[alone]):
+        yield _Piece((), parts, keep)
 
 
-def _holders(run: OtherRun, queries: Hashes) -> tuple[int, ...]:
-    return tuple(np.unique(run.part[np.isin(run.hashes, queries)]).tolist())
+def _grouped(run: Ranked, hashes: Hashes, part: Ints) -> Iterator[tuple[list[int], Hashes]]:
+    """The parts that hold some queries, as many together as a task takes, and those queries.
+
+    hashes: uint64 [queries]; part: int64 [queries], parallel.
+    """
+    if not len(part):
+        return
+    order = np.argsort(part, kind="stable")
+    numbers, starts = np.unique(part[order], return_index=True)
+    ends = np.append(starts[1:], len(order))
+    task = np.cumsum([run.parts[number].rows for number in numbers]) // _ROWS_A_TASK
+    for group in np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(task)) + 1):
+        yield numbers[group].tolist(), hashes[order[starts[group[0]] : ends[group[-1]]]]
 
 
 def _compare_piece(work: _Work, piece: _Piece) -> Changes:
     a, b = (
-        pa.concat_tables([SCHEMA.empty_table(), *(read_rows(run, part) for part in parts)])
-        for run, parts in zip(work.runs, (piece.parts_a, piece.parts_b))
+        pa.concat_tables([SCHEMA.empty_table(), *tables])
+        for tables in (
+            (read_rows(work.runs[0], part) for part in piece.parts_a),
+            (_belonging(read_rows(work.runs[1], part), piece.keep) for part in piece.parts_b),
+        )
     )
-    belongs = np.isin(hash_ids(b["query"].combine_chunks()), piece.keep)
-    return find_changes(a, b.filter(pa.array(belongs)), work.top, work.most)
-
-
-def _cut(work: _Work, item: tuple[int, int]) -> list[pa.Table]:
-    """A part's rows, parted by a hash of the query, with the run that they are of."""
-    side, part = item
-    table = read_rows(work.runs[side], part)
-    table = table.append_column("side", pa.array(np.full(len(table), side, np.int8)))
-    at = hash_ids(table["query"].combine_chunks()) % np.uint64(work.partitions)
-    return [table.filter(pa.array(at == number)) for number in range(work.partitions)]
-
-
-def _compare_cut(work: _Work, tables: Iterator[pa.Table]) -> Changes:
-    whole = pa.concat_tables(tables)
-    a, b = (whole.filter(pc.equal(whole["side"], side)).drop_columns(["side"]) for side in (0, 1))
     return find_changes(a, b, work.top, work.most)
+
+
+def _belonging(table: pa.Table, keep: Hashes | None) -> pa.Table:
+    if keep is None:
+        return table
+    return table.filter(pa.array(np.isin(hash_ids(table["query"].combine_chunks()), keep)))

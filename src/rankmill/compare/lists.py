@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from rankmill.errors import InputError
 from rankmill.export.ranked import Ranked
 from rankmill.qrels import Ints, ids_of, numbers
+from rankmill.rank import places
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,6 +23,9 @@ SCHEMA = pa.schema(
         ("document", pa.large_string()),
         ("rank", pa.int64()),
         ("score", pa.float64()),
+        # Where the row lies in the run.
+        ("part", pa.int32()),
+        ("row", pa.int32()),
     ]
 )
 
@@ -58,7 +62,8 @@ def read_rows(ranked: Ranked, part: int) -> pa.Table:
     ids = [ids_of(table, name, where) for name in names[:2]]
     types = (SCHEMA.field("rank").type, SCHEMA.field("score").type)
     others = [table.column(name).cast(wanted) for name, wanted in zip(names[2:], types)]
-    return pa.table([*ids, *others], schema=SCHEMA)
+    at = [np.full(len(table), part, np.int32), np.arange(len(table), dtype=np.int32)]
+    return pa.table([*ids, *others, *at], schema=SCHEMA)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +71,16 @@ class Side:
     """A run's lists after repeated documents were taken out, by query, then rank.
 
     query: int64 [rows]; document: int64 [rows], -1 without an id; rank: int64 [rows] from
-    1, gapless; score: float64 [rows], NaN where there is none. duplicates: rows taken out.
+    1, gapless; score: float64 [rows], NaN where there is none; part, row: int32 [rows], where they
+    lie in the run. duplicates: rows taken out.
     """
 
     query: Ints
     document: Ints
     rank: Ints
     score: Floats
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
     duplicates: int
 
     def lengths(self, queries: int) -> Ints:
@@ -105,7 +113,6 @@ def _side(table: pa.Table, queries: pa.Array, documents: pa.Array) -> Side:
     _, first = np.unique(key, return_index=True)
     kept = np.sort(first)
     query = query[kept]
-    starts = np.flatnonzero(np.diff(query, prepend=-1))
-    place = np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query)))
-    score = table["score"].to_numpy()[order][kept]
-    return Side(query, document[kept], place + 1, score, len(order) - len(kept))
+    score, part, row = (table[name].to_numpy()[order][kept] for name in ("score", "part", "row"))
+    duplicates = len(order) - len(kept)
+    return Side(query, document[kept], places(query) + 1, score, part, row, duplicates)

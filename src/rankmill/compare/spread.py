@@ -51,14 +51,24 @@ class Spread:
         value = float(self.values[int(np.argmax(reached))])
         return min(max(value, self.low), self.high)
 
+    @property
+    def mean(self) -> float | None:
+        """None where there is no number."""
+        return self.total / self.count if self.count else None
+
+    @property
+    def rms(self) -> float | None:
+        """Root mean square; None where there is no number."""
+        return (self.squares / self.count) ** 0.5 if self.count else None
+
     def to_json(self) -> dict[str, object]:
         """count, mean, rms (root mean square), quantiles by name; None where there is no number."""
         if not self.count:
             return {"count": 0, "mean": None, "rms": None, "quantiles": None}
         return {
             "count": self.count,
-            "mean": self.total / self.count,
-            "rms": (self.squares / self.count) ** 0.5,
+            "mean": self.mean,
+            "rms": self.rms,
             "quantiles": {f"{share:g}": self.quantile(share) for share in QUANTILES},
         }
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from rankmill.errors import ConfigError
 from rankmill.evaluate.judged import JudgedRun
-from rankmill.evaluate.measures import places
 from rankmill.qrels import Ints
+from rankmill.rank import places
 
 
 def parse_depths(depths: Sequence[int] | str) -> list[int]:

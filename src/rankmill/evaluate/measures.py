@@ -139,9 +139,3 @@ def _by_query(query: Ints, queries: int) -> list[slice]:
     """Where each query's rows lie in an ascending column."""
     ends = np.searchsorted(query, np.arange(queries), side="right").tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends)]
-
-
-def places(query: Ints) -> Ints:
-    """The place of each row in its query's list, from 0. query: int64, ascending."""
-    starts = np.flatnonzero(np.diff(query, prepend=-1))
-    return np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query)))
