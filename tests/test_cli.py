@@ -581,6 +581,16 @@ def test_compare_shows_what_changed_and_prints_one_document(rankmill, tmp_path, 
     assert rankmill("compare", old, new, "--top", "ten").code == 2
 
 
+def test_compare_draws_a_page_into_a_folder_that_is_there(rankmill, tmp_path):
+    run = commit_run(tmp_path / "run", [ranked_part(given([[3.0, 2.0]]))])
+    page = tmp_path / "page.html"
+    done = rankmill("compare", run, run, "--html", page, "--json")
+    assert json.loads(done.out)["counts"]["queries_unchanged"] == 1
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    done = rankmill("compare", run, run, "--html", tmp_path / "nowhere" / "page.html")
+    assert (done.code, "There is no folder" in done.err) == (2, True)
+
+
 # Export
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ranked_runs import candidates, commit_run, ranked_part
 from rankmill.compare import changes, comparison, spread
 from rankmill.compare.changes import Changes, find_changes
 from rankmill.compare.lists import SCHEMA
+from rankmill.compare.page import render
 from rankmill.compare.spread import QUANTILES, Spread
 from rankmill.errors import ConfigError, InputError
 
@@ -244,6 +246,60 @@ def test_a_part_that_cannot_be_read_on_ray_is_named(two, monkeypatch):
     part.write_bytes(content)
     with pytest.raises(InputError, match=r"part-00002.parquet cannot be read"):
         rankmill.compare(*two)
+
+
+# Texts, and the page
+
+
+def test_texts_are_read_only_when_asked_for(two):
+    plain = rankmill.compare(*two).changes
+    assert "question" not in json.dumps(told(plain))
+    found = told(rankmill.compare(*two, texts=True).changes)
+    for one in found["documents"]:
+        query, number = one["query"][1:], one["document"].partition("-")[2]
+        assert one["query_text"] == f"question {query}"
+        assert one["document_text"] == f"answer {number} to {query}"
+    assert all(one["query_text"] == f"question {one['query'][1:]}" for one in found["gone_queries"])
+    assert "document_text" not in found["queries"][0]
+
+
+def test_a_query_that_is_only_a_text_is_named_only_when_asked_for(tmp_path):
+    runs = [
+        commit_run(
+            tmp_path / name, [ranked_part(candidates(of).drop_columns("query_id"), key="query")]
+        )
+        for name, of in (("a", [[1.0, 2.0]]), ("b", [[2.0, 1.0]]))
+    ]
+    assert {one["query"] for one in told(rankmill.compare(*runs).changes)["documents"]} == {None}
+    found = told(rankmill.compare(*runs, texts=True).changes)
+    assert {one["query"] for one in found["documents"]} == {"question 0"}
+
+
+def test_the_page_shows_the_figures_and_names_both_runs(two):
+    html = render(rankmill.compare(*two)).decode()
+    assert html.count("<svg") == 4
+    assert "25" in html
+    assert "<bdi>a</bdi> → <bdi>b</bdi>" in html
+    assert "question" not in html.partition("</style>")[2]
+    assert "question 12" in render(rankmill.compare(*two, texts=True, most=200)).decode()
+
+
+def test_the_page_of_equal_runs_is_drawn(two):
+    html = render(rankmill.compare(two[0], two[0])).decode()
+    assert "All 30 queries in both runs have the same lists." in html
+
+
+def test_nothing_on_the_page_runs_or_asks_for_anything(tmp_path):
+    hostile = "<script src=//x>alert(1)</script><img src=//x onerror=alert(1)>"
+    runs = []
+    for name, of in (("a", [[1.0, 2.0, 3.0]]), ("b", [[3.0, 2.0, 1.0]])):
+        table = candidates(of, [[hostile] * 3])
+        table = table.set_column(0, "query_id", pa.array([hostile] * 3))
+        runs.append(commit_run(tmp_path / name, [ranked_part(table)]))
+    html = render(rankmill.compare(*runs, texts=True)).decode()
+    assert "&lt;script src=//x&gt;" in html
+    assert not re.search(r"<(script|img|iframe|link|object|base)\b", html)
+    assert "default-src 'none'" in html
 
 
 # Refused

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankmill.errors import ConfigError, InputError
-from rankmill.evaluate import evaluate
+from rankmill.evaluate import evaluate, measures
 from rankmill.evaluate.significance import COLUMNS, compare
 
 DATA = Path(os.environ.get("RANKMILL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -129,6 +129,15 @@ def test_random_tables_equal_pytrec_eval(seed):
         theirs = direct.get(row["query_id"], {})
         for ours, name in NAMES.items():
             assert row[ours] == pytest.approx(theirs.get(name, 0.0), abs=1e-6), ours
+
+
+def test_queries_are_measured_some_at_a_time_with_the_same_result(monkeypatch):
+    ranked = ranked_frame(*[(f"q{q}", f"d{d}", d) for q in range(7) for d in range(5)])
+    ranked = ranked[ranked["query_id"] != "q3"]
+    qrels = qrels_frame(*[(f"q{q}", f"d{(q + d) % 6}", d + 1) for q in range(7) for d in range(2)])
+    whole = evaluate(ranked, qrels, metrics=list(NAMES)).per_query
+    monkeypatch.setattr(measures, "_CHUNK", 2)
+    pd.testing.assert_frame_equal(evaluate(ranked, qrels, metrics=list(NAMES)).per_query, whole)
 
 
 # The measures, by hand
