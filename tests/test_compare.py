@@ -206,6 +206,14 @@ def test_a_run_compared_with_itself_has_not_changed(two):
     assert not any(found.examples.values())
 
 
+def test_settings_that_differ_are_told(two, tmp_path):
+    assert rankmill.compare(*two).settings() == {}
+    table = candidates(scores(3, 1))
+    other = commit_run(tmp_path / "ce", [ranked_part(table, prefix="ce_")], prefix="ce_")
+    settings = rankmill.compare(two[0], other).to_json()["settings"]
+    assert settings == {"output.column_prefix": ["rerank_", "ce_"]}
+
+
 def test_new_and_gone_queries_and_movers_are_named(two):
     found = rankmill.compare(*two, most=3, top=[2])
     counts = found.changes.counts

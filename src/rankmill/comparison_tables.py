@@ -24,14 +24,16 @@ _EXAMPLES = {
     "new_queries": "New queries, some of them",
     "gone_queries": "Gone queries, some of them",
 }
-# Ids may be whole query texts.
-_ID_WIDTH = 28
+# Characters that the numbers beside a query and a document take; texts have what is left.
+_NUMBERS_WIDTH = 40
 
 
 def print_comparison(out: Console, found: Comparison) -> None:
     """Counts, agreement, drift, and the largest movers."""
     out.print(f"a: {found.run_a.url}", markup=False, soft_wrap=True)
     out.print(f"b: {found.run_b.url}", markup=False, soft_wrap=True)
+    for name, (a, b) in found.settings().items():
+        out.print(f"{name}: {a} → {b}", markup=False, soft_wrap=True)
     out.print()
     out.print(_counts(found.changes.counts))
     out.print()
@@ -43,7 +45,7 @@ def print_comparison(out: Console, found: Comparison) -> None:
         examples = [example.told for example in found.changes.examples[name]]
         if examples:
             out.print(f"\n[bold]{title}[/]")
-            out.print(_examples(examples))
+            out.print(_examples(examples, max(12, (out.width - _NUMBERS_WIDTH) // 2)))
 
 
 def _counts(counts: Mapping[str, int]) -> Table:
@@ -87,31 +89,34 @@ def _drift(counts: Mapping[str, int], drift: Spread) -> list[str]:
     ]
 
 
-def _examples(examples: list[dict[str, object]]) -> Table:
+def _examples(examples: list[dict[str, object]], width: int) -> Table:
     names = [name for name in examples[0] if name not in ("query_text", "document_text")]
-    table = _table(*(name.replace("_", " ") for name in names))
+    table = _table(*(name.replace("_", " ") for name in names), width=width)
     for told in examples:
         # A text that was asked for says more than the id.
         table.add_row(*(_cell(told.get(f"{name}_text") or told[name]) for name in names))
     return table
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, width: int | None = None) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in columns:
         if name in ("query", "document"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=_ID_WIDTH)
+            table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=width)
         elif not name:
             table.add_column(name, no_wrap=True)
         else:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return _number(value)
-    return "-" if value is None else escape(f"{value:,}" if isinstance(value, int) else str(value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    # A document of many lines is told in one.
+    return "-" if value is None else escape(" ".join(str(value).split()))
 
 
 def _number(value: float) -> str:

@@ -29,6 +29,7 @@ from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.output import refuse_relative
 from rankmill.progress import Listener, Progress
 from rankmill.qrels import Ints, hash_ids, masked
+from rankmill.report.page import settings
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -49,6 +50,22 @@ class Comparison:
     run_b: Ranked
     changes: Changes
 
+    def settings(self) -> dict[str, tuple[str, str]]:
+        """What the runs were told and found differently, without credentials: both values by name.
+
+        Where a run lies is left out.
+        """
+        a, b = (
+            {one.name: one.value for one in settings(run.record["config"])}
+            | {f"profile.{name}": str(value) for name, value in run.record["profile"].items()}
+            for run in (self.run_a, self.run_b)
+        )
+        return {
+            name: (a.get(name, "none"), b.get(name, "none"))
+            for name in dict.fromkeys((*a, *b))
+            if a.get(name) != b.get(name) and name != "output.path"
+        }
+
     def to_json(self) -> dict[str, object]:
         """Numbers, text, lists, dicts and None only."""
         found = self.changes
@@ -57,6 +74,7 @@ class Comparison:
         return {
             "run_a": facts(self.run_a),
             "run_b": facts(self.run_b),
+            "settings": {name: list(values) for name, values in self.settings().items()},
             "counts": dict(found.counts),
             "rank_correlation": spreads["correlation"],
             "overlap": {name.removeprefix("overlap@"): one for name, one in overlaps.items()},

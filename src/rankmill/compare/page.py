@@ -18,6 +18,7 @@ def render(found: Comparison) -> bytes:
         title=f"{names[0]} → {names[1]}",
         names=names,
         runs=runs,
+        settings=found.settings(),
         counts=counts,
         means={name: one.mean for name, one in spreads.items()},
         drift=spreads["drift"],
