@@ -623,6 +623,7 @@ def test_columns_of_a_table_of_queries(tmp_path):
 
 def test_a_column_that_is_not_the_querys_is_no_slice():
     ranked, qrels = judged_runs(3, better=lambda q: True)
+    ranked = pd.concat([ranked, ranked.assign(doc_id="d9", rerank_rank=3)])
     with pytest.raises(InputError, match=r"doc_id is not one to slice by: 3 queries"):
         evaluate(ranked, qrels, by="doc_id")
     with pytest.raises(InputError, match="no column colour to slice by"):
