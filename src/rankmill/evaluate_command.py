@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -10,8 +9,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 
@@ -59,7 +56,7 @@ def evaluate_command(
     doc_id: Annotated[str, _columns("The ranked table's document column.")] = "doc_id",
     per_query: Annotated[
         str | None,
-        typer.Option(help="Write a row a query to this .parquet, .csv, .tsv or .jsonl file."),
+        typer.Option(help="Write a row a query to this .parquet or .csv file."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Machine-readable; nothing else on stdout.")
@@ -126,27 +123,14 @@ def name_runs(paths: list[str]) -> dict[str, str | list[str]]:
 
 def _writer(path: str) -> Callable[[pd.DataFrame], bytes]:
     """How to write a file of this name. Raises `ConfigError` for an ending that is not known."""
+    writers: dict[str, Callable[[pd.DataFrame], bytes]] = {
+        ".parquet": lambda frame: bytes(frame.to_parquet(index=False)),
+        ".csv": lambda frame: str(frame.to_csv(index=False)).encode(),
+    }
     ending = os.path.splitext(path)[1].lower()
-    writers = {".parquet": _parquet, ".csv": _text(","), ".tsv": _text("\t"), ".jsonl": _lines}
     if ending not in writers:
         raise ConfigError(
             f"--per-query {path} does not say what to write.",
-            f"End the name in {', '.join(writers)}.",
+            f"End the name in {' or '.join(writers)}.",
         )
     return writers[ending]
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
-    sink = io.BytesIO()
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _text(separator: str) -> Callable[[pd.DataFrame], bytes]:
-    return lambda frame: frame.to_csv(sep=separator, index=False).encode()
-
-
-def _lines(frame: pd.DataFrame) -> bytes:
-    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict("records"))
-    return "".join(rows).encode()

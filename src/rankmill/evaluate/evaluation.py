@@ -143,7 +143,10 @@ def evaluate(
         raise ConfigError("A table of queries was given, and no column of it.", "Name one with by.")
     sources = dict(ranked) if isinstance(ranked, Mapping) else {_ONLY: ranked}
     if not sources or baseline in sources:
-        raise ConfigError(f"The runs are named {', '.join(sources) or 'not at all'}.", "Rename.")
+        raise ConfigError(
+            f"A run and the baseline are both named {baseline}." if sources else "There is no run.",
+            "Give each run a name of its own.",
+        )
     judged = read_judgements(qrels)
     values = {} if queries is None else read_values(queries, judged.queries, ids[0], by)
     from_rows = [name for name in by if name not in values]
