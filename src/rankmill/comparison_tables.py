@@ -12,8 +12,8 @@ from rankmill.compare import Comparison
 from rankmill.compare.spread import Spread
 
 _SPREADS = {
-    "correlation": "rank correlation (Spearman)",
-    "rank_change": "rank change, absolute",
+    "correlation": "rank correlation",
+    "rank_change": "ranks moved",
     "drift": "score difference",
 }
 _EXAMPLES = {
@@ -120,4 +120,6 @@ def _cell(value: object) -> str:
 
 
 def _number(value: float) -> str:
+    if 0 < abs(value) < 0.001:
+        return f"{value:.0e}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
