@@ -1,6 +1,6 @@
 """A cascade beside its dear model alone: time and nDCG@10, whole jobs on one cluster.
 
-    python benchmarks/cascade.py COLLECTION [--queries 100] [--depth 50] [--keep 5]
+    python benchmarks/cascade.py COLLECTION [--queries 75] [--depth 50] [--keep 5]
         [--cheap-length 64] [--model demo] [--save NAME]
 
 COLLECTION holds candidates.parquet (query_id, query, doc_id, title, text, bm25_rank) and
@@ -109,7 +109,7 @@ def main() -> None:
     """Measure, print, and keep what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("collection")
-    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=75)
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--keep", type=int, default=5)
     parser.add_argument("--cheap-length", type=int, default=64)
