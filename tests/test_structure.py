@@ -21,10 +21,10 @@ LAYERS = [
     ["errors", "settings_yaml"],
     ["schema", "settings"],
     ["config", "storage"],
-    ["store"],
+    ["listing", "store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "summary", "windows"],
+    ["agreement", "exchange", "lookup", "summary", "text_tables", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -33,7 +33,7 @@ LAYERS = [
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
     ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
-    ["backend", "flight", "runs", "sample", "watchdog"],
+    ["apart", "backend", "flight", "partitions", "runs", "sample", "watchdog"],
     ["scorer", "scoring_process"],
     ["isolation", "output", "stages"],
     ["worker"],
@@ -41,6 +41,7 @@ LAYERS = [
     ["read"],
     ["commit"],
     ["pipeline"],
+    ["staging"],
     # Whole runs, and readers of committed output.
     ["prepared", "progress"],
     ["report"],

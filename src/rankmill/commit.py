@@ -24,7 +24,7 @@ from ray.data.datasource import Datasink
 from rankmill import markers, rank, rows, schema, stages, summary
 from rankmill.envelope import Envelope
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, WrittenFile
-from rankmill.schema import ORIGIN_ROW
+from rankmill.schema import MISSING, ORIGIN_ROW
 from rankmill.store import Store
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ _WRITE_ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class CommitSettings:
-    """What every commit of a run needs. `columns`: the input columns that are written."""
+    """What every commit of a run needs.
+
+    columns: the input columns that are written; joined: those that other tables gave, by id.
+    """
 
     store: Store
     fingerprint: str
@@ -46,6 +49,7 @@ class CommitSettings:
     top_k: int | None
     min_score: float | None
     metadata: Mapping[str, str]
+    joined: tuple[str, ...] = ()
 
 
 class ShardSink(Datasink[int]):
@@ -141,7 +145,7 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         ),
     ]
     if len(bad):
-        quarantined = _quarantine(envelope.rows, bad, reason[bad])
+        quarantined = _quarantine(envelope.rows, bad, reason[bad], settings.joined)
         files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
 
     scored_rows = int(np.sum(pair[kept] >= 0))
@@ -226,12 +230,19 @@ def _score_table(
     return pa.table([digest, pa.array(score).filter(mask), stage], schema=schema.SCORES)
 
 
-def _quarantine(table: pa.Table, bad: npt.NDArray[np.int64], reason: npt.NDArray[Any]) -> pa.Table:
+def _quarantine(
+    table: pa.Table,
+    bad: npt.NDArray[np.int64],
+    reason: npt.NDArray[Any],
+    joined: tuple[str, ...],
+) -> pa.Table:
     """The rows as they came, with `reason`, `origin_file` and `origin_row` (in that file)."""
     chosen = table.take(pa.array(bad))
     origin = chosen.column(ORIGIN_ROW).to_numpy()
     urls, numbers = _origins(table, origin)
-    chosen = chosen.drop_columns([ORIGIN_ROW]).replace_schema_metadata(None)
+    added = {ORIGIN_ROW, MISSING, *joined}
+    chosen = chosen.select([name for name in chosen.column_names if name not in added])
+    chosen = chosen.replace_schema_metadata(None)
     for name, values in (
         ("reason", pa.array(reason.tolist(), pa.string())),
         ("origin_file", pa.array(urls, pa.string())),

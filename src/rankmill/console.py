@@ -154,6 +154,8 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "tokens_estimated": ready.plan.tokens,
         "max_length": length,
         "authors_length": presets.authors_length(ready.config.model, length),
+        "staging": ready.staging.to_json(),
+        "staging_folder": ready.staging.store.url if ready.staging.needs_folder else None,
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
@@ -184,8 +186,21 @@ def plan_table(facts: dict[str, Any]) -> Table:
             "unknown: give --rate PAIRS_PER_SECOND" if seconds is None else duration(seconds),
         ),
     ]
+    rows += list(_staging_rows(facts))
     rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
     return facts_table(rows)
+
+
+def _staging_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run does before it scores: rows sorted, texts joined."""
+    for name, found in facts["staging"].items():
+        size = f"{found['rows']:,} rows, about {found['bytes'] / 1e6:,.1f} MB"
+        if name == "sorted":
+            yield "rows lie apart", f"{size} are sorted by query first"
+        else:
+            yield f"input.{name}", f"{size}, {found['strategy']}"
+    if facts["staging_folder"] is not None:
+        yield "staging folder", f"{escape(facts['staging_folder'])} (removed at the end)"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -28,8 +28,10 @@ from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
 from rankmill.prepared import Prepared, carried_columns, prepare
 from rankmill.profile import SCORING_VERSION, Profile, with_threads
 from rankmill.progress import Listener, Watch
+from rankmill.read import Lookup
 from rankmill.report import draw_or_warn
 from rankmill.runs import Run
+from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.store import Store
 from rankmill.worker import Bounds
@@ -65,7 +67,8 @@ def rerank(
     """
     started = time.monotonic()
     if pipeline.is_foreign_cluster(config.compute):
-        output.refuse_relative([*config.input.paths, config.output.path])
+        given = [path for paths in config.input.all_paths.values() for path in paths]
+        output.refuse_relative([*given, config.output.path])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
         return _already_complete(ready)
@@ -75,6 +78,10 @@ def rerank(
             _refuse_changed_output(ready, overwrite)
         stack.enter_context(pipeline.connected(ready.config.compute))
         profile, pool = _resolve(ready)
+        source: Source = ready.source
+        lookups: tuple[Lookup, ...] = ()
+        if ready.pending:
+            source, lookups = ready.staging.carry_out(lease)
         run = runs.make_run(ready.config, ready.source, ready.model, ready.plan, profile)
         with storage.reaching(ready.store.url), ready.store.locked():
             lease.refuse_lost()
@@ -98,13 +105,14 @@ def rerank(
         )
         try:
             pipeline.run_shards(
-                ready.source,
+                source,
                 ready.plan,
                 ready.pending,
                 _stage_settings(ready, profile),
                 _commit_settings(ready, run),
                 pool,
                 Bounds(ready.store, ready.config.compute.batch_timeout),
+                lookups,
             )
         except KeyboardInterrupt:
             if not lease.lost:
@@ -224,6 +232,7 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
             "rankmill.version": run.recorded["versions"].get("rankmill", "unknown"),
             "rankmill.run": run.fingerprint,
         },
+        joined=ready.source.joined,
     )
 
 
@@ -236,7 +245,7 @@ def _finish(
         raise _failure(ready.store, missing, len(ready.plan))
     counters = markers.add(done[index].counters for index in range(len(ready.plan)))
     counters.refuse_imbalance()
-    if ready.source.layout == "pairs":
+    if ready.source.layout != "nested":
         expected = int(ready.plan.bounds[-1])
         assert counters.rows_in == expected, f"{counters.rows_in} of {expected} rows were read"
     fresh = sum(done[index].counters.pairs_scored for index in ready.pending)
@@ -250,6 +259,7 @@ def _finish(
         "scoring_seconds": round(sum(marker.seconds for marker in done.values()), 3),
         "shards": len(ready.plan),
         "shards_resumed": len(ready.committed),
+        "staging": ready.staging.to_json(),
         "degraded": [index for index in sorted(done) if done[index].degraded],
         "workers": asdict(pool),
         "max_length": ready.rules.max_length,
@@ -259,6 +269,7 @@ def _finish(
     output.remove_scraps(ready.store)
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
+    ready.staging.remove()
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 
