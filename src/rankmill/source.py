@@ -165,6 +165,11 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
     Raises `InputError` naming the file and column for a file that is not Parquet, schemas that
     do not unify, a missing column, or a column of the wrong type.
     """
+    if config.layout == "ids":
+        raise InputError(
+            "This input has no texts: with layout ids they lie in other tables.",
+            "Give a table of pairs; layout ids is for rerank and plan.",
+        )
     listing = list_tables(config.paths, profile)
     layout = _layout(config, listing.table_schema)
     pair_schema = _pair_schema(layout, config.columns, listing.table_schema)
