@@ -151,6 +151,8 @@ def _equal(one: pa.Array, other: pa.Array) -> npt.NDArray[np.bool_]:
     one, other = rows.plain(one), rows.plain(other)
     if is_text(one.type):
         one, other = one.cast(pa.large_binary()), other.cast(pa.large_binary())
+    elif one.type != other.type:  # no integer is wide enough for uint64 and int64
+        one, other = one.cast(pa.string()), other.cast(pa.string())
     equal: npt.NDArray[np.bool_] = pc.equal(one, other).to_numpy(zero_copy_only=False)
     return equal
 

@@ -116,7 +116,8 @@ class Staging:
         """
         source = self.source
         if self.needs_folder:
-            self._remove(but=self.store.url)
+            with storage.reaching(self.store.url):
+                self._remove(but=self.store.url)
         if self.arrangement is not None:
             source = self._sort(self.arrangement, lease)
         texts = zip(self.source.texts, self.strategies, strict=True)
@@ -171,18 +172,17 @@ class Staging:
         return ShardTexts(self.store, texts, strategy)
 
     def remove(self) -> None:
-        """Remove the folder, and those of earlier inputs of this output."""
+        """Remove the folder, and those of earlier inputs of this output. Raises `OSError`."""
         if self.needs_folder:
             self._remove()
 
     def _remove(self, but: str | None = None) -> None:
         parent, name = _parent_and_name(self.output.url)
         ours = re.compile(rf"_staging-{re.escape(name)}-[0-9a-f]{{16}}")
-        with storage.reaching(parent):
-            beside = Store(parent, self.output.profile)
-            for folder in beside.folders():
-                if ours.fullmatch(folder) and storage.join(parent, folder) != but:
-                    beside.delete_folder(folder)
+        beside = Store(parent, self.output.profile)
+        for folder in beside.folders():
+            if ours.fullmatch(folder) and storage.join(parent, folder) != but:
+                beside.delete_folder(folder)
 
 
 class _Steps:
