@@ -275,7 +275,7 @@ def test_texts_come_by_id_to_lists_that_lie_apart(server, local_run, tiny_model,
 
     found = json.loads(done.stdout)
     assert found["rows_out"] == found["staging"]["sorted"]["rows"] == QUERIES * CANDIDATES
-    assert found["staging"]["documents"]["strategy"] == "hash join in 5 partition(s)"
+    assert found["staging"]["documents"]["strategy"] == "hash join in 6 partition(s)"
     folders = {path.removeprefix("bucket/ids/").split("/")[0] for path in fs.find("bucket/ids")}
     assert folders == {"candidates", "queries", "corpus", "out"}, "the staging folder is gone"
     columns = ["query_id", "doc_id", "rerank_score"]
