@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,8 @@ QUERIES, CANDIDATES, SHARD_PAIRS = 24, 5, 40
 
 # Only the driver plans.
 DRIVER = f"from rankmill import cli, plan; plan.SHARD_PAIRS = {SHARD_PAIRS}; cli.main()"
+# Every table counts as large.
+JOIN = "from rankmill import partitions as p; p.BROADCAST_BYTES, p.PARTITION_BYTES = 100, 3000"
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,11 @@ def local_run(
     return source, output
 
 
-def rankmill(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+def rankmill(
+    environment: dict[str, str], *arguments: object, driver: str = DRIVER
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *map(str, arguments)],
+        [sys.executable, "-c", driver, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
@@ -248,6 +253,44 @@ def test_an_export_from_bucket_to_bucket_is_the_one_on_disk(server, s3_run, loca
         there = pq.read_table(pa.BufferReader(fs.cat_file(f"bucket/training/{name}")))
         assert there.equals(pq.read_table(tmp_path / "training" / name))
     assert fs.exists("bucket/training/_SUCCESS")
+
+
+@only_nanio
+def test_texts_come_by_id_to_lists_that_lie_apart(server, local_run, tiny_model, tmp_path):
+    fs, pairs = server.filesystem(), make_pairs(QUERIES, CANDIDATES)
+    queries = pairs.group_by(["query_id", "query"]).aggregate([])
+    random = np.random.default_rng(0).permutation(len(pairs))
+    tables = {
+        "candidates": pairs.select(["query_id", "doc_id"]).take(random),
+        "queries": queries.rename_columns(["query_id", "query"]),
+        "corpus": pairs.select(["doc_id", "document"]),
+    }
+    for name, table in tables.items():
+        with fs.open(f"bucket/ids/{name}/a.parquet", "wb") as file:
+            pq.write_table(table, file, row_group_size=50)
+    url = "s3://bucket/ids"
+    texts = {"layout": "ids", "queries": f"{url}/queries", "documents": f"{url}/corpus"}
+    command = ["rerank", "--input", f"{url}/candidates", "--output", f"{url}/out", "--json"]
+    command += ["--model", tiny_model("bert"), "--set", "compute.workers=1"]
+    for name, value in texts.items():
+        command += ["--set", f"input.{name}={value}"]
+    done = rankmill(server.environment(tmp_path), *command, driver=f"{JOIN}; {DRIVER}")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    found = json.loads(done.stdout)
+    assert found["rows_out"] == found["staging"]["sorted"]["rows"] == QUERIES * CANDIDATES
+    assert found["staging"]["documents"]["strategy"] == "hash join in 6 partition(s)"
+    folders = {path.removeprefix("bucket/ids/").split("/")[0] for path in fs.find("bucket/ids")}
+    assert folders == {"candidates", "queries", "corpus", "out"}, "the staging folder is gone"
+    columns = ["query_id", "doc_id", "rerank_score"]
+    there = [
+        pq.read_table(pa.BufferReader(fs.cat_file(f"bucket/ids/out/{n}"))) for n in found["files"]
+    ]
+    ranked = [pa.concat_tables(there), pq.read_table(local_run[1])]
+    here, there = (t.select(columns).sort_by("doc_id").to_pandas() for t in ranked)
+    assert here["doc_id"].tolist() == there["doc_id"].tolist()
+    # Other shards, other batches: in bf16 a score moves with the pairs beside it.
+    np.testing.assert_allclose(here["rerank_score"], there["rerank_score"], atol=0.02)
 
 
 @only_nanio

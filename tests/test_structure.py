@@ -22,10 +22,10 @@ LAYERS = [
     ["schema", "settings"],
     ["results"],
     ["config", "storage"],
-    ["store"],
+    ["listing", "store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "load", "summary", "windows"],
+    ["agreement", "exchange", "load", "lookup", "summary", "text_tables", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -34,7 +34,7 @@ LAYERS = [
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
     ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
-    ["backend", "flight", "portions", "runs", "sample", "watchdog"],
+    ["apart", "backend", "flight", "partitions", "portions", "runs", "sample", "watchdog"],
     ["scorer", "scoring_process"],
     ["isolation", "output", "stages"],
     ["outcome", "worker"],
@@ -42,6 +42,7 @@ LAYERS = [
     ["read"],
     ["commit"],
     ["pipeline"],
+    ["staging"],
     # Whole runs, and readers of committed output.
     ["prepared", "progress"],
     ["report"],

@@ -34,6 +34,7 @@ _SIGNED = re.compile(
 # Ends a column's name, and is a key in a file and after `--set`.
 ColumnSuffix = Annotated[str, StringConstraints(pattern=r"^[\w-]+$", max_length=64)]
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
+Paths = Name | Annotated[list[Name], Field(min_length=1)]
 Slopes = Literal["standard", "halved"]
 AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -59,10 +60,15 @@ class ColumnNames(Section):
 
 
 class InputConfig(Section):
-    """Where the candidates are and how they are laid out (DESIGN: input)."""
+    """Where the candidates are and how they are laid out (DESIGN: input).
 
-    path: Name | Annotated[list[Name], Field(min_length=1)]
-    layout: Literal["auto", "pairs", "nested"] = "auto"
+    queries, documents: with `layout: ids`, the tables that hold the texts, under the same ids.
+    """
+
+    path: Paths
+    layout: Literal["auto", "pairs", "nested", "ids"] = "auto"
+    queries: Paths | None = None
+    documents: Paths | None = None
     columns: ColumnNames = ColumnNames()
     depth: PositiveInt | None = None
     limit: PositiveInt | None = Field(None, description="only the first N queries")
@@ -70,10 +76,36 @@ class InputConfig(Section):
         8 << 20, description="longer queries and documents go to quarantine"
     )
 
+    @model_validator(mode="after")
+    def _of_one_layout(self) -> Self:
+        tables = {"queries": self.queries, "documents": self.documents}
+        if self.layout != "ids":
+            given = [name for name, path in tables.items() if path is not None]
+            if given:
+                raise ValueError(f"{given[0]} belongs to layout: ids, but layout is {self.layout}")
+            return self
+        missing = [name for name, path in tables.items() if path is None]
+        if missing:
+            raise ValueError(f"layout: ids needs {' and '.join(missing)}, where the texts are")
+        for name in ("query_id", "doc_id"):
+            if getattr(self.columns, name) is None:
+                raise ValueError(f"layout: ids joins by ids, so columns.{name} cannot be null")
+        return self
+
     @property
     def paths(self) -> list[str]:
         """The input paths, always as a list."""
-        return [self.path] if isinstance(self.path, str) else list(self.path)
+        return _as_list(self.path)
+
+    @property
+    def all_paths(self) -> dict[str, list[str]]:
+        """Every setting that names input files, and its paths."""
+        given = {"path": self.path, "queries": self.queries, "documents": self.documents}
+        return {name: _as_list(paths) for name, paths in given.items() if paths is not None}
+
+
+def _as_list(paths: str | list[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)
 
 
 class OutputConfig(Section):
@@ -214,7 +246,8 @@ class RunConfig(Section):
     def _in_this_version(self) -> Self:
         if self.reuse:
             raise ValueError("reuse is not in this version; leave the list empty")
-        paths = [("input.path", path) for path in self.input.paths]
+        given = self.input.all_paths.items()
+        paths = [(f"input.{name}", path) for name, each in given for path in each]
         for setting, path in [
             *paths,
             ("output.path", self.output.path),
@@ -270,7 +303,7 @@ class RunConfig(Section):
         the model's name and for the scorer's.
         """
         found: dict[str, Setting] = {
-            "input": self.input.model_dump(mode="json", exclude={"path"}),
+            "input": self.input.model_dump(mode="json", exclude={"path", "queries", "documents"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
         }
         scored_by: dict[str, Setting] = {

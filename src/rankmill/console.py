@@ -159,6 +159,8 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "tokens_estimated": ready.plan.tokens,
         "max_length": length,
         "authors_length": presets.authors_length(ready.model.asked, length),
+        "staging": ready.staging.to_json(),
+        "staging_folder": ready.staging.store.url if ready.staging.needs_folder else None,
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
@@ -211,6 +213,7 @@ def plan_table(facts: dict[str, Any]) -> Table:
         ),
     ]
     rows += [(f"  {escape(one['label'])}", _model_line(one)) for one in facts["models"]]
+    rows += list(_staging_rows(facts))
     rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
     return facts_table(rows)
 
@@ -222,6 +225,18 @@ def _model_line(one: dict[str, Any]) -> str:
         f"{escape(one['name'])}: about {one['pairs_estimated']:,} pairs of up to "
         f"{one['max_length']:,} tokens, {100 * one['share']:.0f} % of the work{time}"
     )
+
+
+def _staging_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run does before it scores: rows sorted, texts joined."""
+    for name, found in facts["staging"].items():
+        size = f"{found['rows']:,} rows, about {found['bytes'] / 1e6:,.1f} MB"
+        if name == "sorted":
+            yield "rows lie apart", f"{size} are sorted by query first"
+        else:
+            yield f"input.{name}", f"{size}, {found['strategy']}"
+    if facts["staging_folder"] is not None:
+        yield "staging folder", f"{escape(facts['staging_folder'])} (removed at the end)"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

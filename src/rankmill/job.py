@@ -30,8 +30,10 @@ from rankmill.portions import Portion
 from rankmill.prepared import Prepared, RunModel, carried_columns, prepare
 from rankmill.profile import SCORING_VERSION, Device, Profile, with_threads
 from rankmill.progress import Listener, Watch
+from rankmill.read import Lookup
 from rankmill.report import draw_or_warn
 from rankmill.runs import Run
+from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.store import Store
 from rankmill.worker import Bounds
@@ -67,7 +69,8 @@ def rerank(
     """
     started = time.monotonic()
     if pipeline.is_foreign_cluster(config.compute):
-        output.refuse_relative([*config.input.paths, config.output.path])
+        given = [path for paths in config.input.all_paths.values() for path in paths]
+        output.refuse_relative([*given, config.output.path])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
         return _already_complete(ready)
@@ -77,6 +80,10 @@ def rerank(
             _refuse_changed_output(ready, overwrite)
         stack.enter_context(pipeline.connected(ready.config.compute))
         profiles, pools = _resolve(ready)
+        source: Source = ready.source
+        lookups: tuple[Lookup, ...] = ()
+        if ready.pending:
+            source, lookups = ready.staging.carry_out(lease)
         described = [model.description for model in ready.models]
         run = runs.make_run(ready.config, ready.source, described, ready.plan, profiles)
         with storage.reaching(ready.store.url), ready.store.locked():
@@ -102,12 +109,13 @@ def rerank(
         )
         try:
             pipeline.run_shards(
-                ready.source,
+                source,
                 ready.plan,
                 ready.pending,
                 list(zip(_stage_settings(ready, profiles), pools, strict=True)),
                 _commit_settings(ready, run),
                 Bounds(ready.store, ready.config.compute.batch_timeout),
+                lookups,
             )
         except KeyboardInterrupt:
             if not lease.lost:
@@ -254,6 +262,7 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
             "rankmill.run": run.fingerprint,
         },
         results=ready.config.results,
+        joined=ready.source.joined,
     )
 
 
@@ -266,7 +275,7 @@ def _finish(
         raise _failure(ready.store, missing, len(ready.plan))
     counters = markers.add(done[index].counters for index in range(len(ready.plan)))
     counters.refuse_imbalance()
-    if ready.source.layout == "pairs":
+    if ready.source.layout != "nested":
         expected = int(ready.plan.bounds[-1])
         assert counters.rows_in == expected, f"{counters.rows_in} of {expected} rows were read"
     fresh = sum(done[index].counters.pairs_scored for index in ready.pending)
@@ -280,6 +289,7 @@ def _finish(
         "scoring_seconds": round(sum(marker.seconds for marker in done.values()), 3),
         "shards": len(ready.plan),
         "shards_resumed": len(ready.committed),
+        "staging": ready.staging.to_json(),
         "degraded": [index for index in sorted(done) if done[index].degraded],
         "workers": asdict(pools[ready.config.results.deciding - 1]),
         "max_length": ready.model.rules.max_length,
@@ -291,6 +301,7 @@ def _finish(
     output.remove_scraps(ready.store)
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
+    ready.staging.remove()
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import ray
@@ -36,7 +36,7 @@ from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
-from rankmill.read import ShardSource
+from rankmill.read import Lookup, ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.tokens import PairRules
@@ -186,6 +186,15 @@ def map_shared(
     return map_tasks(lambda item: function(ray.get(reference), item), items, cpus)
 
 
+def hold(function: Callable[[T], R], item: T, cpus: float = 1.0) -> ray.ObjectRef[R]:
+    """Run a function as a task; its result stays in the cluster's memory, where tasks find it."""
+    # The driver waits for a second result: the first would be brought to its node.
+    remote = ray.remote(num_cpus=cpus, num_returns=2)(lambda item: (function(item), None))
+    result, done = remote.remote(item)
+    _get([done])
+    return cast("ray.ObjectRef[R]", result)
+
+
 def _get(refs: list[Any]) -> list[Any]:
     try:
         return list(ray.get(refs))
@@ -227,8 +236,11 @@ def run_shards(
     steps: Sequence[Step],
     commit: CommitSettings,
     bounds: Bounds,
+    lookups: Sequence[Lookup] = (),
 ) -> None:
-    """Compute and commit the pending shards. steps: a model each, in their order.
+    """Compute and commit the pending shards.
+
+    steps: a model each, in their order. lookups: see `ShardSource`.
 
     Raises `RunFailed` when Ray gives up; shards that fail on their own leave a note and do not
     stop the others.
@@ -237,7 +249,8 @@ def run_shards(
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
         with DataContext.current(run_context()):
             try:
-                scored = graph(ShardSource(source, whole, chosen), steps, bounds)
+                shards = ShardSource(source, whole, chosen, lookups)
+                scored = graph(shards, steps, bounds)
                 scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
             except RayError as error:
                 cause = getattr(error, "cause", None)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankmill import output, pipeline, runs, schema, storage
+from rankmill import output, runs, schema, staging, storage
 from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import OutputError
 from rankmill.load import Estimate, Load
 from rankmill.markers import Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
-from rankmill.plan import GPU_TIMES, Plan, make_plan
-from rankmill.source import Source, open_source
+from rankmill.plan import GPU_TIMES, Plan
+from rankmill.source import Source
+from rankmill.staging import Cost, Staging
 from rankmill.store import Store
+from rankmill.text_tables import open_input
 from rankmill.tokens import PairRules, Template
 
 log = logging.getLogger("rankmill")
@@ -50,17 +52,22 @@ class RunModel:
 class Prepared:
     """A run that could start: everything is known but the profiles.
 
-    models: in the order in which they score. stored: run.json of an earlier start; committed: its
-    shards that need not be done again.
+    models: in the order in which they score. staging: what is done before shards are read. stored:
+    run.json of an earlier start; committed: its shards that need not be done again.
     """
 
     config: RunConfig
     source: Source
     models: tuple[RunModel, ...]
-    plan: Plan
+    staging: Staging
     store: Store
     stored: dict[str, Any] | None
     committed: dict[int, Marker]
+
+    @property
+    def plan(self) -> Plan:
+        """The shards."""
+        return self.staging.whole
 
     @property
     def pending(self) -> list[int]:
@@ -102,8 +109,9 @@ def prepare(
     """
     config = _absolute(config)
     store = Store(config.output.path, config.storage.profile)
-    output.refuse_overlap(config.input.paths, store.url)
-    source = open_source(config.input, config.storage.profile)
+    every = [path for paths in config.input.all_paths.values() for path in paths]
+    output.refuse_overlap(every, store.url)
+    source = open_input(config.input, config.storage.profile)
     carried_columns(config, source)
     with storage.reaching(store.url):
         stored = None if overwrite else runs.stored_run(store)
@@ -119,16 +127,16 @@ def prepare(
         runs.refuse_other(store, stored, identity, names=names)
     models = _models(config, found)
     first = models[0].load
-    whole = make_plan(
-        source,
-        pipeline.scan(source, config.compute),
+    cost = Cost(
         first.operations_per_token,
         first.rules,
         config.input.limit,
         first.fixed_tokens,
         times=GPU_TIMES if config.compute.device == "cuda" else 1.0,
-        later=[one.load for one in models[1:]],
+        later=tuple(one.load for one in models[1:]),
     )
+    before = staging.find(source, config.compute, cost, store)
+    whole = before.whole
     committed: dict[int, Marker] = {}
     if stored is not None:
         _refuse_other_plan(store, stored, whole)
@@ -137,7 +145,7 @@ def prepare(
             log.warning("Computed again: %s", problem)
         if len(committed) < len(whole):
             output.refuse_strangers(store, len(whole))
-    return Prepared(config, source, models, whole, store, stored, committed)
+    return Prepared(config, source, models, before, store, stored, committed)
 
 
 def _describe(config: RunConfig, model: Description | None) -> list[Description]:
@@ -167,10 +175,13 @@ def _models(config: RunConfig, found: Sequence[Description]) -> tuple[RunModel, 
 
 
 def _absolute(config: RunConfig) -> RunConfig:
-    paths = [storage.absolute(path) for path in config.input.paths]
+    paths = {
+        name: [storage.absolute(path) for path in given]
+        for name, given in config.input.all_paths.items()
+    }
     return config.model_copy(
         update={
-            "input": config.input.model_copy(update={"path": paths}),
+            "input": config.input.model_copy(update=paths),
             "output": config.output.model_copy(
                 update={"path": storage.absolute(config.output.path)}
             ),
@@ -179,8 +190,13 @@ def _absolute(config: RunConfig) -> RunConfig:
 
 
 def carried_columns(config: RunConfig, source: Source) -> list[str]:
-    """The input columns that are written. Raises for a clash or an unknown column."""
-    wanted = None if config.output.columns == "all" else config.output.columns
+    """The input columns that are written. Raises for a clash or an unknown column.
+
+    Texts that were joined by id are written only where they are named.
+    """
+    wanted = config.output.columns
+    if wanted == "all":
+        wanted = [name for name in source.pair_schema.names if name not in source.joined]
     prefix, added = config.output.column_prefix, config.results.columns
     found = schema.output_schema(source.pair_schema, wanted, prefix, added)
     return [name for name in found.names if name in source.pair_schema.names]
