@@ -17,6 +17,8 @@ from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate import METRICS, evaluate
 from rankmill.export_command import export_command
 from rankmill.models.presets import presets
+from rankmill.nightly import read_date
+from rankmill.nightly_command import nightly_command
 from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
 from rankmill.report import draw_report
@@ -45,6 +47,9 @@ TopKOption = Annotated[int | None, typer.Option("--top-k", help="Write the best 
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N queries.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting: a.b=value. May be repeated.")
+]
+DateOption = Annotated[
+    str | None, typer.Option("--date", help="Takes the place of {date} in the settings.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Remove an old run first.")]
 JsonOption = Annotated[
@@ -93,6 +98,7 @@ def rerank(
     top_k: TopKOption = None,
     limit: LimitOption = None,
     set_: SetOption = None,
+    date: DateOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,9 +108,9 @@ def rerank(
 
       rankmill rerank --input candidates.parquet --output ranked/ --model demo
 
-      rankmill rerank configs/nightly.yaml --set output.top_k=20
+      rankmill rerank configs/s3.yaml --set output.top_k=20
     """
-    wanted = _config(config, input_, output, model, top_k, limit, set_)
+    wanted = _config(config, input_, output, model, top_k, limit, set_, date)
     with console.own_stdout() as stdout:
         with console.progress() as tell:
             result = job.rerank(wanted, overwrite=overwrite, listener=tell)
@@ -123,6 +129,7 @@ def plan(
     top_k: TopKOption = None,
     limit: LimitOption = None,
     set_: SetOption = None,
+    date: DateOption = None,
     overwrite: OverwriteOption = False,
     rate: Annotated[float | None, typer.Option(help="Pairs/s, to estimate the time.")] = None,
     as_json: JsonOption = False,
@@ -131,9 +138,9 @@ def plan(
 
     [bold]Example[/]
 
-      rankmill plan configs/nightly.yaml --rate 250
+      rankmill plan configs/nightly.yaml --date today --rate 250
     """
-    wanted = _config(config, input_, output, model, top_k, limit, set_)
+    wanted = _config(config, input_, output, model, top_k, limit, set_, date)
     with console.own_stdout() as stdout:
         facts = console.plan_facts(prepare(wanted, overwrite=overwrite), rate)
         if as_json:
@@ -222,6 +229,7 @@ def evaluate_command(
 
 
 app.command("export")(export_command)
+app.command("nightly")(nightly_command)
 app.command("quantize")(quantize_command)
 
 
@@ -286,6 +294,7 @@ def _config(
     top_k: int | None,
     limit: int | None,
     set_: list[str] | None,
+    date: str | None,
 ) -> RunConfig:
     """The configuration that a command's arguments mean; `--set` wins over the other flags."""
     flags: dict[str, Setting] = {
@@ -306,7 +315,7 @@ def _config(
             "Nothing to do: neither a configuration file nor --input and --output were given.",
             "rankmill rerank --help shows examples.",
         )
-    return load_config(path, overrides)
+    return load_config(path, overrides, None if date is None else read_date(date))
 
 
 def _write_frame(frame: Any, path: Path) -> None:  # noqa: ANN401 - a pandas frame

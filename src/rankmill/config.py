@@ -13,7 +13,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from rankmill.settings import Name, PositiveInt, Section, Setting, put, read_section, read_yaml
+from rankmill.settings import (
+    DATE,
+    Name,
+    PositiveInt,
+    Section,
+    Setting,
+    fill_date,
+    put,
+    read_section,
+    read_yaml,
+)
 
 CONTRACT_VERSION = 1
 
@@ -193,6 +203,8 @@ class RunConfig(Section):
         ]:
             if "\0" in path:
                 raise ValueError(f"{setting} holds a null character")
+            if DATE in path:
+                raise ValueError(f"{setting} holds {DATE}; give the --date that it stands for")
             if has_credentials(path):
                 raise ValueError(
                     f"{setting} carries credentials; "
@@ -230,9 +242,13 @@ def has_credentials(path: str) -> bool:
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Mapping[str, Setting] | None = None
+    path: str | Path | None = None,
+    overrides: Mapping[str, Setting] | None = None,
+    date: str | None = None,
 ) -> RunConfig:
     """Read a YAML file and apply overrides with dotted keys (`{"output.top_k": 20}`).
+
+    date: takes the place of `{date}` in any setting.
 
     Raises `ConfigError` when the file cannot be read or is not a mapping, when a key is unknown
     (the nearest known key is suggested), or when a value has the wrong type.
@@ -240,4 +256,6 @@ def load_config(
     values = {} if path is None else read_yaml(Path(path))
     for dotted, value in (overrides or {}).items():
         put(values, dotted, value)
+    if date is not None:
+        values = fill_date(values, date)
     return read_section(RunConfig, values, f" in {path}" if path is not None else "")

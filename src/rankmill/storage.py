@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -286,6 +287,28 @@ def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
         file = fs.open(bare, "rb", **({} if "file" in _protocols(fs) else {"cache_type": "none"}))
     with file, os_errors():
         yield file
+
+
+def write_file(path: str, content: bytes, profile: str | None = None) -> None:
+    """Write one whole file, its folders too, so that no reader sees a part of it.
+
+    Raises `ConfigError` when it cannot be written.
+    """
+    fs, bare = filesystem(path, profile)
+    try:
+        with os_errors():
+            if is_remote(path):
+                fs.pipe_file(bare, content)
+                return
+            temporary = Path(f"{bare}.{uuid.uuid4().hex}")
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            temporary.replace(bare)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            "Check the path and its permissions.",
+        ) from None
 
 
 def read_table(
