@@ -195,20 +195,19 @@ SMALL_SHARDS = (
 
 @pytest.fixture
 def night(tiny_model: Callable[[str], str], project: Path, tmp_path: Path) -> Path:
-    """Inputs of two nights and a model that hangs on a word while the file `switch` is there."""
+    """The input of a night and a model that hangs on a word while the file `switch` is there."""
     table = make_pairs(SHARDS, 10)
     documents = table["document"].to_pylist()
     documents[35] = WORD
     place = table.column_names.index("document")
+    (tmp_path / "in/2026-11-21").mkdir(parents=True)
     table = table.set_column(place, "document", pa.array(documents))
-    for day in ("2026-11-20", "2026-11-21"):
-        (tmp_path / "in" / day).mkdir(parents=True)
-        pq.write_table(table, tmp_path / "in" / day / "candidates.parquet")
-        (tmp_path / "in" / day / "_SUCCESS").touch()
+    pq.write_table(table, tmp_path / "in/2026-11-21/candidates.parquet")
+    (tmp_path / "in/2026-11-21/_SUCCESS").touch()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model("bert"))
     tokenizer.save_pretrained(tmp_path / "model")
-    poison = {"switch": str(tmp_path / "switch")}
-    poison |= {str(tokenizer.encode(WORD, add_special_tokens=False)[0]): "hang"}
+    (token,) = tokenizer.encode(WORD, add_special_tokens=False)
+    poison = {"switch": str(tmp_path / "switch"), str(token): "hang"}
     (tmp_path / "model/poison.json").write_text(json.dumps(poison))
     config = {
         "input": {"path": f"{tmp_path}/in/{{date}}"},
@@ -220,25 +219,30 @@ def night(tiny_model: Callable[[str], str], project: Path, tmp_path: Path) -> Pa
     return tmp_path
 
 
+@pytest.fixture
+def start(cluster: str, project: Path, night: Path) -> Callable[[], str]:
+    """Submit the night's run: the submission's id."""
+    arguments = [
+        *("jobs/nightly.py", "--date", "2026-11-21", "--config", "nightly.yaml", "--wait", "30"),
+        *("--summary", f"{night}/{{date}}.json"),
+    ]
+    command = shlex.join([sys.executable, "-c", SMALL_SHARDS, *arguments])
+    client = JobSubmissionClient(cluster)
+    return lambda: client.submit_job(entrypoint=command, runtime_env={"working_dir": str(project)})
+
+
 def parts(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in output.glob("part-*.parquet")}
 
 
-def test_a_night_that_was_stopped_in_the_middle_ends_like_one_that_was_not(cluster, project, night):
+def test_a_night_that_was_stopped_in_the_middle_is_finished_by_the_same_submission(
+    cluster, night, start
+):
     client = JobSubmissionClient(cluster)
-
-    def start(day: str) -> str:
-        arguments = [
-            *("jobs/nightly.py", "--date", day, "--config", "nightly.yaml", "--wait", "30"),
-            *("--summary", f"{night}/{{date}}.json"),
-        ]
-        return client.submit_job(
-            entrypoint=shlex.join([sys.executable, "-c", SMALL_SHARDS, *arguments]),
-            runtime_env={"working_dir": str(project)},
-        )
+    output, summary = night / "out/2026-11-21", night / "2026-11-21.json"
 
     def wait(job: str, until: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while not until():
             assert time.monotonic() < deadline, client.get_job_logs(job)
             time.sleep(0.2)
@@ -246,31 +250,29 @@ def test_a_night_that_was_stopped_in_the_middle_ends_like_one_that_was_not(clust
     def has_ended(job: str) -> bool:
         return client.get_job_status(job).is_terminal()
 
-    undisturbed, stopped = (night / "out" / day for day in ("2026-11-20", "2026-11-21"))
-    first = start("2026-11-20")
-    wait(first, lambda: has_ended(first))
-    assert client.get_job_info(first).driver_exit_code == 0, client.get_job_logs(first)
-
     (night / "switch").touch()
-    second = start("2026-11-21")
-    wait(second, lambda: len(list(stopped.glob("_rankmill/shards/*.json"))) >= 2)
-    client.stop_job(second)
-    wait(second, lambda: has_ended(second))
-    assert not (stopped / "_SUCCESS").exists()
-    assert len(parts(stopped)) < SHARDS
-    assert json.loads((night / "2026-11-21.json").read_text())["state"] in ("running", "stopped")
+    first = start()
+    wait(first, lambda: len(list(output.glob("_rankmill/shards/*.json"))) >= 2)
+    client.stop_job(first)
+    wait(first, lambda: has_ended(first))
+    before = parts(output)
+    assert 2 <= len(before) < SHARDS
+    assert not (output / "_SUCCESS").exists()
+    assert json.loads(summary.read_text())["state"] in ("running", "stopped")
 
     (night / "switch").unlink()
-    third = start("2026-11-21")
-    wait(third, lambda: has_ended(third))
-    log = client.get_job_logs(third)
-    assert client.get_job_info(third).driver_exit_code == 0, log
-    assert (stopped / "_SUCCESS").exists()
-    assert len(parts(stopped)) == SHARDS
-    assert parts(stopped) == parts(undisturbed)
-    assert read_status(str(stopped), verify=True).damaged == ()
-    summary = json.loads((night / "2026-11-21.json").read_text())
-    assert (summary["state"], summary["exit_code"], summary["reason"]) == ("complete", 0, None)
-    assert summary["shards_committed"] == summary["shards"] == SHARDS
-    assert summary["counters"]["rows_out"] == 10 * SHARDS
-    assert summary == json.loads(log[log.rindex("\n{") :])
+    second = start()
+    wait(second, lambda: has_ended(second))
+    log = client.get_job_logs(second)
+    assert client.get_job_info(second).driver_exit_code == 0, log
+    assert (output / "_SUCCESS").exists()
+    assert before.items() <= parts(output).items()
+    assert read_status(str(output), verify=True).damaged == ()
+    rows = pq.read_table(output).select(["query_id", "doc_id"]).to_pylist()
+    asked = pq.read_table(night / "in/2026-11-21").select(["query_id", "doc_id"]).to_pylist()
+    assert sorted(map(str, rows)) == sorted(map(str, asked))
+    found = json.loads(summary.read_text())
+    assert (found["state"], found["exit_code"], found["reason"]) == ("complete", 0, None)
+    assert found["shards_committed"] == found["shards"] == SHARDS
+    assert found["counters"]["rows_out"] == 10 * SHARDS
+    assert found == json.loads(log[log.rindex("\n{") :])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,9 +61,11 @@ def settings(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; goes with every command.")
     ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Messages as JSON lines; goes with every command.")
+    ] = False,
 ) -> None:
-    """Set up what every command needs. `--debug` is taken out by `main`, wherever it stands."""
-    console.set_up_logging()
+    """What goes with every command; `main` takes it out, wherever it stands."""
 
 
 @app.command()
@@ -163,12 +164,10 @@ def status(
       rankmill status ranked/ --verify
     """
     found = read_status(output, profile, verify)
-    out = Console()
-    out.print(console.status_table(found))
-    while watch and found.running:
-        time.sleep(2)
-        found = read_status(output, profile)
-        out.print(console.status_table(found))
+    if watch and found.running:
+        found = console.watch_status(found, lambda: read_status(output, profile))
+    else:
+        Console().print(console.status_table(found))
     if found.damaged:
         raise typer.Exit(1)
 
@@ -331,7 +330,8 @@ def _write_frame(frame: Any, path: Path) -> None:  # noqa: ANN401 - a pandas fra
 def main() -> None:
     """The `rankmill` command."""
     sys.excepthook = console.show_traceback
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [one for one in sys.argv[1:] if one not in ("--debug", "--log-json")]
+    console.set_up_logging(as_json="--log-json" in sys.argv)
     try:
         _refuse_credentials(arguments)
         app(arguments)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from rankmill import labels
 from rankmill.settings import (
     DATE,
     Name,
@@ -147,7 +148,13 @@ class ModelConfig(Section):
 
 
 class ComputeConfig(Section):
-    """Where the run takes place and how much of the cluster it takes."""
+    """Where the run takes place and how much of the cluster it takes.
+
+    labels: Ray label selectors of the nodes that score (`{ray.io/accelerator-type: in(H100, L4)}`;
+    a value, `!value`, `in(…)` or `!in(…)`). wait_seconds: how long to wait for GPUs that are still
+    to start, until `workers` fit (auto: one). Then device auto makes do with what is there, CPUs if
+    no GPU is, and cuda is an error if no GPU is.
+    """
 
     address: Name | None = None
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
@@ -155,9 +162,21 @@ class ComputeConfig(Section):
     cpus_per_worker: Literal["auto"] | PositiveInt = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1
     memory: PositiveInt | None = Field(None, description="bytes of heap reserved by a worker")
+    labels: dict[Name, str] = Field(default_factory=dict)
+    wait_seconds: Annotated[int, Field(ge=0)] = 0
     batch_timeout: PositiveInt = Field(
         600, description="seconds that a batch may take; one that takes longer hangs"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _as_ray_selects(cls, selectors: dict[str, str]) -> dict[str, str]:
+        wrong = [label for label, text in selectors.items() if not labels.is_selector(text)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]} must be a value, !value, in(one, other) or !in(one, other)"
+            )
+        return selectors
 
     @field_validator("gpus_per_worker")
     @classmethod

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rankmill import markers, output, pipeline, runs, storage
+from rankmill import cluster, logs, markers, notebook, output, pipeline, runs, storage
 from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, RunConfig
@@ -23,6 +23,7 @@ from rankmill.errors import (
 )
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
+from rankmill.metrics import RunMetrics
 from rankmill.models import Description, presets
 from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
 from rankmill.prepared import Prepared, carried_columns, prepare
@@ -57,7 +58,8 @@ def rerank(
 ) -> RunResult:
     """Run the job. The same call again resumes it, or finds it complete.
 
-    listener: told about once a second how far the run is. model: an own `Description` in place
+    listener: told about once a second how far the run is; unless given, a notebook's cell shows it.
+    model: an own `Description` in place
     of the one that `config.model` names.
 
     Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed` (what is committed
@@ -83,6 +85,7 @@ def rerank(
             record = run.to_bytes() if ready.stored is None else None
             output.begin(ready.store, record, ready.pending)
             ready = replace(ready, store=output.fenced(ready.store))
+        logs.name_run(run.fingerprint)
         log.info("%s", _resolved_line(ready, profile, pool))
         _prepare_nodes(ready, profile)
         watch = stack.enter_context(
@@ -93,7 +96,8 @@ def rerank(
                 ready.committed,
                 run.fingerprint,
                 lease,
-                listener,
+                listener or notebook.listener(),
+                RunMetrics(run.fingerprint).record,
             )
         )
         try:
@@ -104,7 +108,7 @@ def rerank(
                 _stage_settings(ready, profile),
                 _commit_settings(ready, run),
                 pool,
-                Bounds(ready.store, ready.config.compute.batch_timeout),
+                Bounds(ready.store, ready.config.compute.batch_timeout, run.fingerprint),
             )
         except KeyboardInterrupt:
             if not lease.lost:
@@ -137,11 +141,11 @@ def _refuse_changed_output(ready: Prepared, overwrite: bool) -> None:
 def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
     """The profile (an earlier start's binds) and the pool that fits the cluster."""
     compute = ready.config.compute
-    found = pipeline.capacity()
-    device = choose_device(compute, found)
     if ready.stored is not None:
         profile = Profile.from_json(ready.stored["profile"])
-        device = choose_device(compute.model_copy(update={"device": profile.device}), found)
+        compute = compute.model_copy(update={"device": profile.device})
+    found = cluster.scoring_capacity(compute)
+    device = choose_device(compute, found)
     if ready.stored is None:
         profile = pipeline.resolve(ready.model, ready.config.model, compute, device, found).tell()
     elif profile.scoring_version != SCORING_VERSION:
@@ -151,7 +155,7 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
             "Finish it with the version of rankmill that began it, or use --overwrite.",
         )
     else:
-        hardware = pipeline.probe(device, compute.gpus_per_worker)
+        hardware = pipeline.probe(device, compute)
         if hardware.instructions != profile.instructions:
             raise ConfigError(
                 f"The run in {ready.store.url} was started on processors with "
@@ -167,13 +171,17 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
 
 def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
     """Have every node fetch the model, and convert it where the profile's backend needs that."""
+    nodes = pipeline.capacity()
+    labels = ready.config.compute.labels
 
     def prepare_node() -> None:
         ready.model.fetch()
         ready.model.prepare(profile)
 
     try:
-        pipeline.run_on_every_node(prepare_node, pipeline.capacity())
+        if labels:  # the others read and tokenize
+            pipeline.run_on_every_node(ready.model.fetch, nodes)
+        pipeline.run_on_every_node(prepare_node, nodes.of(labels))
     except BackendUnfit as unfit:
         raise ConfigError(
             f"The run scores on {profile.backend}, and a node cannot: {unfit.message}",

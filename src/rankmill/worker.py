@@ -30,10 +30,14 @@ _TOKENIZE_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a fault may cost. store: where attempts are noted; batch_seconds: see `Allowance`."""
+    """What a fault may cost. store: where attempts are noted; batch_seconds: see `Allowance`.
+
+    run: the fingerprint that messages name.
+    """
 
     store: Store
     batch_seconds: float
+    run: str = ""
 
 
 def tokenize(
@@ -95,7 +99,10 @@ class ScoringWorker:
         except BaseException as error:  # panics of libraries are no Exception
             if is_interrupt(error):
                 raise
-            log.warning("Shard %d is scored apart: %s", envelope.shard, kind_and_place(error))
+            log.warning(
+                *("Shard %d is scored apart: %s", envelope.shard, kind_and_place(error)),
+                extra={"shard": envelope.shard},
+            )
             if self._settings.profile.device == "cuda" and not isinstance(error, MemoryError):
                 # It can spoil all that this process does on the GPU from now on.
                 os._exit(1)
