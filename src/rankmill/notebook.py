@@ -16,7 +16,7 @@ def listener() -> Listener | None:
         return None
     from IPython.display import display
 
-    shown = display({"text/plain": "starting"}, raw=True, display_id=True)
+    shown = display({"text/plain": "starting"}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def tell(now: Progress) -> None:
         shown.update({"text/plain": now.line()}, raw=True)
