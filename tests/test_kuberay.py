@@ -61,8 +61,9 @@ def test_every_night_is_the_job_that_is_started_by_hand():
 
 
 def test_the_job_that_is_started_takes_its_arguments():
-    python, job, *arguments = shlex.split(manifest("rayjob.yaml")["spec"]["entrypoint"])
-    assert (python, job) == ("python", "/app/jobs/nightly.py")
+    python, job, log_json, *arguments = shlex.split(manifest("rayjob.yaml")["spec"]["entrypoint"])
+    # The last goes with every command, and is taken out before.
+    assert (python, job, log_json) == ("python", "/app/jobs/nightly.py", "--log-json")
     command = get_command(cli.app).commands["nightly"]
     with command.make_context("nightly", arguments) as context:
         assert context.params["date"] == "today"
