@@ -333,7 +333,14 @@ def _strategy(pool: Pool) -> ActorPoolStrategy:
 def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> pa.Table:
     """Tokenize the envelopes of a block."""
     _write_logs(bounds.run)
-    tokenizer = _tokenizer(settings.description, settings.rules)
+    try:
+        tokenizer = _tokenizer(settings.description, settings.rules)
+    except BaseException as error:
+        if is_interrupt(error):
+            # A run that ends cancels its tasks. One that was importing leaves C extensions half
+            # loaded, and Ray would give this process to a later run's task.
+            os._exit(1)
+        raise
     return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds))
 
 
