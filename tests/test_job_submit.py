@@ -273,6 +273,7 @@ def test_a_night_that_was_stopped_in_the_middle_is_finished_by_the_same_submissi
     assert sorted(map(str, rows)) == sorted(map(str, asked))
     found = json.loads(summary.read_text())
     assert (found["state"], found["exit_code"], found["reason"]) == ("complete", 0, None)
+    assert found["run"] == json.loads((output / "_rankmill/run.json").read_text())["fingerprint"]
     assert found["shards_committed"] == found["shards"] == SHARDS
     assert found["counters"]["rows_out"] == 10 * SHARDS
     assert found == json.loads(log[log.rindex("\n{") :])

@@ -19,6 +19,7 @@ from rankmill.nightly import (
     read_date,
     run_night,
     wait_for_input,
+    with_reuse,
 )
 
 
@@ -120,5 +121,6 @@ def test_the_newest_complete_output_of_other_nights_is_chosen(tmp_path):
     assert newest_complete(str(tmp_path), own) == str(tmp_path / "2026-11-19")
 
 
-def test_where_no_night_was_before_there_is_nothing_to_reuse(tmp_path):
-    assert newest_complete(str(tmp_path / "nothing"), str(tmp_path / "out")) is None
+def test_where_no_night_was_before_a_night_reuses_nothing(tmp_path):
+    night = Night(config(tmp_path), "2026-11-21", 0, 1, reuse_under=str(tmp_path / "nothing"))
+    assert with_reuse(night) == night.config

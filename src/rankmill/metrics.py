@@ -19,8 +19,8 @@ _COUNTED = {
     "pairs_scored": "Pairs that the model scored",
     "pairs_reused": "Pairs whose score was taken over from another run",
     "pairs_truncated": "Rows of which the model did not see all tokens",
-    "tokens": "Tokens that the model was given, without padding",
-    "padded_tokens": "Tokens that the model was given, with padding",
+    "tokens": "Tokens that the model was given, padding left out",
+    "padded_tokens": "Tokens that only pad",
 }
 # A shard is made to take about a minute on a worker of the slow kind.
 _SECONDS = [1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0]

@@ -59,7 +59,8 @@ class Night:
 class Summary:
     """How a night went. Times are UTC; `seconds` count from the start, waiting included.
 
-    exit_code and reason: of a night that is over; reason is None when all is well. counters, and
+    seconds_waited: for the input, once it has come. exit_code, reason: of a night that is over;
+    reason is None when all is well. run: the fingerprint that logs and metrics name. counters,
     shards: of what is committed, None where there is no run.
     """
 
@@ -73,6 +74,7 @@ class Summary:
     exit_code: int | None = None
     reason: str | None = None
     remedy: str | None = None
+    run: str | None = None
     shards: int | None = None
     shards_committed: int | None = None
     shards_degraded: int | None = None
@@ -252,10 +254,12 @@ def _with_committed(now: Summary, profile: str | None) -> Summary:
         return now
     try:
         found = read_status(now.output, profile)
-    except RankmillError:
+        stored = runs.stored_run(Store(now.output, profile))
+    except (RankmillError, OSError):
         return now
     return replace(
         now,
+        run=None if stored is None else stored["fingerprint"],
         shards=found.shards,
         shards_committed=found.committed,
         shards_degraded=len(found.degraded),
@@ -265,7 +269,7 @@ def _with_committed(now: Summary, profile: str | None) -> Summary:
 
 def _write(path: str | None, summary: Summary, profile: str | None) -> None:
     if path is not None:
-        storage.write_file(storage.absolute(path), summary.to_json().encode(), profile)
+        storage.write_file(storage.absolute(path), f"{summary.to_json()}\n".encode(), profile)
 
 
 def _write_or_warn(path: str | None, summary: Summary, profile: str | None) -> None:
