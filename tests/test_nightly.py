@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -106,6 +108,22 @@ def test_a_summary_that_cannot_be_written_starts_nothing(tmp_path):
     night = Night(config(tmp_path), "2026-11-21", 0, 1, summary=f"{tmp_path}/file/summary.json")
     with pytest.raises(ConfigError, match=r"summary\.json cannot be written"):
         run_night(night)
+
+
+def test_a_summary_that_only_a_clusters_node_would_find_is_refused(tmp_path):
+    (tmp_path / "nightly.yaml").write_text(
+        "input: {path: /in}\noutput: {path: /out}\nmodel: {name: demo}\n"
+        "compute: {address: '192.0.2.1:6379'}\n"
+    )
+    arguments = ["--date", "today", "--config", "nightly.yaml", "--summary", "here.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from rankmill import cli; cli.main()", "nightly", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "The path here.json is relative" in done.stderr
 
 
 # Reuse

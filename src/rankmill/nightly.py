@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from rankmill import job, runs, storage
+from rankmill import job, pipeline, runs, storage
 from rankmill.config import RunConfig
 from rankmill.errors import ConfigError, InputError, OutputError, RankmillError, kind_and_place
+from rankmill.output import refuse_relative
 from rankmill.progress import Listener, duration
 from rankmill.settings import read_section
 from rankmill.status import read_status
@@ -107,8 +108,12 @@ def run_night(night: Night, listener: Listener | None = None) -> Summary:
     """Do a night's run, or go on with it; the summary is printed nowhere.
 
     Raises what `job.rerank` raises, `InputError` when the input's `_SUCCESS` does not come in
-    time, and `ConfigError` when the summary cannot be written; the summary tells all but that.
+    time, and `ConfigError` when the summary cannot be written, or would be on a node of a cluster
+    in a folder of its own; the summary tells all but that.
     """
+    if pipeline.is_foreign_cluster(night.config.compute):
+        # The folder that a job runs in is gone with it, and whoever reads the summary elsewhere.
+        refuse_relative(list(filter(None, [night.summary, night.reuse_under])))
     begun, profile = time.monotonic(), night.config.storage.profile
     output = storage.absolute(night.config.output.path)
     now = Summary(night.date, output, "waiting", datetime.now(UTC).isoformat(timespec="seconds"))
