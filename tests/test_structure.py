@@ -46,10 +46,17 @@ LAYERS = [
     ["metrics", "notebook"],
     ["report"],
     ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
-    ["demo", "nightly"],
-    ["console"],
+    ["compare", "demo", "nightly"],
+    ["evaluation_tables"],
+    ["comparison_tables", "console"],
     ["model_tables"],
-    ["export_command", "nightly_command", "quantize_command"],
+    [
+        "compare_command",
+        "evaluate_command",
+        "export_command",
+        "nightly_command",
+        "quantize_command",
+    ],
     ["__init__", "cli"],
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -193,6 +200,7 @@ def test_jobs_are_thin(name):
 
 def test_the_public_names():
     assert set(rankmill.__all__) == {
+        "Comparison",
         "Evaluation",
         "ExportResult",
         "Profile",
@@ -202,6 +210,7 @@ def test_the_public_names():
         "Scorer",
         "ScorerModel",
         "TokenBatch",
+        "compare",
         "evaluate",
         "export",
         "load_config",

@@ -274,7 +274,7 @@ def _with_committed(now: Summary, profile: str | None) -> Summary:
 
 def _write(path: str | None, summary: Summary, profile: str | None) -> None:
     if path is not None:
-        storage.write_file(storage.absolute(path), f"{summary.to_json()}\n".encode(), profile)
+        storage.write_file(path, f"{summary.to_json()}\n".encode(), profile)
 
 
 def _write_or_warn(path: str | None, summary: Summary, profile: str | None) -> None:

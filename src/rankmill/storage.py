@@ -30,6 +30,7 @@ Infos = dict[str, dict[str, object]]
 _GLOB = frozenset("*?[")
 # Seconds. botocore tries five times and would wait a minute each for an endpoint that is silent.
 _CONNECT_TIMEOUT = 5
+_BATCH_ROWS = 2**17
 
 
 @dataclass(frozen=True)
@@ -290,11 +291,11 @@ def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str, content: bytes, profile: str | None = None) -> None:
-    """Write one whole file, its folders too, so that no reader sees a part of it.
+    """Write a file of the user's own, local or remote, its folders too.
 
-    Raises `ConfigError` when it cannot be written.
+    What is there is replaced; no reader sees a part. Raises `ConfigError` when it cannot be written.
     """
-    fs, bare = filesystem(path, profile)
+    fs, bare = filesystem(absolute(path), profile)
     try:
         with os_errors():
             if is_remote(path):
@@ -302,13 +303,14 @@ def write_file(path: str, content: bytes, profile: str | None = None) -> None:
                 return
             temporary = Path(f"{bare}.{uuid.uuid4().hex}")
             temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            temporary.replace(bare)
+            try:
+                temporary.write_bytes(content)
+                temporary.replace(bare)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            "Check the path and its permissions.",
-        ) from None
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"{path} cannot be written: {why}.", "Check its folder.") from None
 
 
 def read_table(
@@ -319,6 +321,35 @@ def read_table(
     For judgements and ranked output of a size that fits the caller's memory. Raises `InputError`
     when nothing is found, a file is not Parquet, or a wanted column is missing.
     """
+    with _opened(paths, columns, profile) as dataset:
+        return dataset.to_table(columns=None if columns is None else list(columns))
+
+
+def read_batches(
+    paths: str | Sequence[str], columns: Sequence[str], profile: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The same rows in the same order, some at a time: a few row groups are in memory.
+
+    Raises `InputError` as `read_table` does.
+    """
+    with _opened(paths, columns, profile) as dataset:
+        # Arrow's defaults hold 16 batches of each of 4 files ahead.
+        yield from dataset.to_batches(
+            columns=list(columns), batch_size=_BATCH_ROWS, batch_readahead=4, fragment_readahead=1
+        )
+
+
+def require_folder(path: str) -> None:
+    """Raise `ConfigError` where a file's folder on disk is not there: before work, not after."""
+    folder = os.path.dirname(absolute(path))
+    if not is_remote(path) and not os.path.isdir(folder):
+        raise ConfigError(f"There is no folder {folder} for {path}.", "Make it, or check the path.")
+
+
+@contextmanager
+def _opened(
+    paths: str | Sequence[str], columns: Sequence[str] | None, profile: str | None
+) -> Iterator[pads.Dataset]:
     listed = list_files([paths] if isinstance(paths, str) else paths, profile)
     fs, _ = filesystem(listed[0].url, profile)
     try:
@@ -331,6 +362,6 @@ def read_table(
                 f"{paths} has no column {', '.join(missing)}.",
                 f"Its columns are {', '.join(dataset.schema.names)}.",
             )
-        return dataset.to_table(columns=list(columns) if columns is not None else None)
+        yield dataset
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{paths} cannot be read as Parquet: {error}.") from None
