@@ -293,13 +293,15 @@ def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
 def write_file(path: str, content: bytes, profile: str | None = None) -> None:
     """Write a file of the user's own, local or remote, its folders too.
 
-    What is there is replaced; no reader sees a part. Raises `ConfigError` when it cannot be written.
+    What is there is replaced, and no reader of a file sees a part. Raises `ConfigError` when it
+    cannot be written.
     """
     fs, bare = filesystem(absolute(path), profile)
     try:
         with os_errors():
-            if is_remote(path):
-                fs.pipe_file(bare, content)
+            bare = bare if is_remote(path) else os.path.realpath(bare)
+            if is_remote(path) or (os.path.exists(bare) and not os.path.isfile(bare)):
+                fs.pipe_file(bare, content)  # what is there may be a pipe or /dev/stdout
                 return
             temporary = Path(f"{bare}.{uuid.uuid4().hex}")
             temporary.parent.mkdir(parents=True, exist_ok=True)
