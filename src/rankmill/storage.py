@@ -299,10 +299,10 @@ def write_file(path: str, content: bytes, profile: str | None = None) -> None:
     fs, bare = filesystem(absolute(path), profile)
     try:
         with os_errors():
-            bare = bare if is_remote(path) else os.path.realpath(bare)
             if is_remote(path) or (os.path.exists(bare) and not os.path.isfile(bare)):
                 fs.pipe_file(bare, content)  # what is there may be a pipe or /dev/stdout
                 return
+            bare = os.path.realpath(bare)
             temporary = Path(f"{bare}.{uuid.uuid4().hex}")
             temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
