@@ -89,7 +89,7 @@ def test_a_run_is_counted_at_rays_prometheus_endpoint_and_told_in_json_lines(
     wanted |= {"shards_total": SHARDS, "shard_seconds_count": SHARDS, "shards_left": 0}
     (reason,) = manifest["quarantine"]
     wanted[f"rows_quarantined_total {reason}"] = 1
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not wanted.items() <= (found := scrape(run)).items():
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
