@@ -87,6 +87,7 @@ class Server:
 
 # moto checks no signature, and what does not depend on the server is asked of one.
 only_nanio = pytest.mark.parametrize("server", ["nanio"], indirect=True)
+only_moto = pytest.mark.parametrize("server", ["moto"], indirect=True)
 
 
 def free_port() -> int:
@@ -563,6 +564,37 @@ def test_a_silent_endpoint_is_given_up_within_seconds(reached):
         with pytest.raises(InputError, match="s3://bucket/in cannot be read"):
             storage.list_files(["s3://bucket/in"])
         assert time.monotonic() - started < 30
+
+
+# What else s3fs can be told, each node by its own environment
+
+
+def by_another_process(environment: dict[str, str], program: str) -> str:
+    program = f"from rankmill.store import Store; {program}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@only_moto
+def test_the_environment_asks_for_encryption_by_the_server(server, tmp_path):
+    asked = {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "ours"}}
+    environment = server.environment(tmp_path, FSSPEC_S3=json.dumps(asked))
+    by_another_process(environment, "Store('s3://bucket/kms').write('part', b'rows')")
+    head = server.filesystem().call_s3("head_object", Bucket="bucket", Key="kms/part")
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "ours")
+
+
+@only_moto
+def test_the_environment_asks_without_credentials(server, tmp_path):
+    server.filesystem().pipe_file("bucket/public/part", b"rows", ACL="public-read")
+    environment = server.environment(tmp_path, FSSPEC_S3='{"anon": true}')
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del environment[name]
+    asked = "print(Store('s3://bucket/public').read('part').decode())"
+    assert by_another_process(environment, asked) == "rows"
 
 
 # Models

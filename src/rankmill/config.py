@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from rankmill import labels
 from rankmill.errors import ConfigError
 from rankmill.results import (
     Results,
@@ -20,7 +21,17 @@ from rankmill.results import (
     refuse_wrong_cuts,
     refuse_wrong_ranking,
 )
-from rankmill.settings import Name, PositiveInt, Section, Setting, put, read_section, read_yaml
+from rankmill.settings import (
+    DATE,
+    Name,
+    PositiveInt,
+    Section,
+    Setting,
+    fill_date,
+    put,
+    read_section,
+    read_yaml,
+)
 
 CONTRACT_VERSION = 1
 
@@ -190,7 +201,11 @@ class StageConfig(ModelConfig):
 class ComputeConfig(Section):
     """Where the run takes place and how much of the cluster it takes.
 
-    workers: scoring actors, of all models of the run together, but at least one of each.
+    workers: scoring actors, of all models of the run together, but at least one of each. labels:
+    Ray label selectors of the nodes that score (`{ray.io/accelerator-type: in(H100, L4)}`; a value,
+    `!value`, `in(…)` or `!in(…)`). wait_seconds: how long to wait for GPUs that are still to start,
+    until `workers` fit (auto: one). Then device auto makes do with what is there, CPUs if no GPU
+    is, and cuda is an error if no GPU is.
     """
 
     address: Name | None = None
@@ -199,9 +214,21 @@ class ComputeConfig(Section):
     cpus_per_worker: Literal["auto"] | PositiveInt = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1
     memory: PositiveInt | None = Field(None, description="bytes of heap reserved by a worker")
+    labels: dict[Name, str] = Field(default_factory=dict)
+    wait_seconds: Annotated[int, Field(ge=0)] = 0
     batch_timeout: PositiveInt = Field(
         600, description="seconds that a batch may take; one that takes longer hangs"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _as_ray_selects(cls, selectors: dict[str, str]) -> dict[str, str]:
+        wrong = [label for label, text in selectors.items() if not labels.is_selector(text)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]} must be a value, !value, in(one, other) or !in(one, other)"
+            )
+        return selectors
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -256,6 +283,8 @@ class RunConfig(Section):
         ]:
             if "\0" in path:
                 raise ValueError(f"{setting} holds a null character")
+            if DATE in path:
+                raise ValueError(f"{setting} holds {DATE}; give the --date that it stands for")
             if has_credentials(path):
                 raise ValueError(
                     f"{setting} carries credentials; "
@@ -331,9 +360,13 @@ def has_credentials(path: str) -> bool:
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Mapping[str, Setting] | None = None
+    path: str | Path | None = None,
+    overrides: Mapping[str, Setting] | None = None,
+    date: str | None = None,
 ) -> RunConfig:
     """Read a YAML file and apply overrides with dotted keys (`{"output.top_k": 20}`).
+
+    date: takes the place of `{date}` in any setting.
 
     Raises `ConfigError` when the file cannot be read or is not a mapping, when a key is unknown
     (the nearest known key is suggested), or when a value has the wrong type.
@@ -341,4 +374,6 @@ def load_config(
     values = {} if path is None else read_yaml(Path(path))
     for dotted, value in (overrides or {}).items():
         put(values, dotted, value)
+    if date is not None:
+        values = fill_date(values, date)
     return read_section(RunConfig, values, f" in {path}" if path is not None else "")

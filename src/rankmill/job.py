@@ -10,7 +10,18 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rankmill import load, markers, output, pipeline, portions, runs, storage
+from rankmill import (
+    cluster,
+    load,
+    logs,
+    markers,
+    notebook,
+    output,
+    pipeline,
+    portions,
+    runs,
+    storage,
+)
 from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, ComputeConfig, RunConfig
@@ -24,6 +35,7 @@ from rankmill.errors import (
 )
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker, ModelCost
+from rankmill.metrics import RunMetrics
 from rankmill.models import Description, presets
 from rankmill.pool import Pool, choose_device
 from rankmill.portions import Portion
@@ -61,7 +73,8 @@ def rerank(
 ) -> RunResult:
     """Run the job. The same call again resumes it, or finds it complete.
 
-    listener: told about once a second how far the run is. model: an own `Description` in place
+    listener: told about once a second how far the run is; unless given, a notebook's cell shows it.
+    model: an own `Description` in place
     of the one that `config.model` names.
 
     Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed` (what is committed
@@ -93,6 +106,7 @@ def rerank(
             record = run.to_bytes() if ready.stored is None else None
             output.begin(ready.store, record, ready.pending)
             ready = replace(ready, store=output.fenced(ready.store))
+        logs.name_run(run.fingerprint)
         for line in map(_resolved_line, ready.models, profiles, pools):
             log.info("%s", line)
         _prepare_nodes(ready, profiles)
@@ -104,7 +118,8 @@ def rerank(
                 ready.committed,
                 run.fingerprint,
                 lease,
-                listener,
+                listener or notebook.listener(),
+                RunMetrics(run.fingerprint).record,
             )
         )
         try:
@@ -114,7 +129,7 @@ def rerank(
                 ready.pending,
                 list(zip(_stage_settings(ready, profiles), pools, strict=True)),
                 _commit_settings(ready, run),
-                Bounds(ready.store, ready.config.compute.batch_timeout),
+                Bounds(ready.store, ready.config.compute.batch_timeout, run.fingerprint),
                 lookups,
             )
         except KeyboardInterrupt:
@@ -147,16 +162,12 @@ def _refuse_changed_output(ready: Prepared, overwrite: bool) -> None:
 
 def _resolve(ready: Prepared) -> tuple[list[Profile], list[Pool]]:
     """Each model's profile (an earlier start's binds) and the pool that fits the cluster."""
-    compute, stored = ready.config.compute, ready.stored
-    found = pipeline.capacity()
-    if stored is None:
-        device = choose_device(compute, found)
-        known: list[Profile] | None = None
-    else:
-        known = runs.stored_profiles(stored)
-        asked = compute.model_copy(update={"device": known[0].device})
-        choose_device(compute, found)
-        device = choose_device(asked, found)
+    compute = ready.config.compute
+    known = None if ready.stored is None else runs.stored_profiles(ready.stored)
+    if known is not None:
+        compute = compute.model_copy(update={"device": known[0].device})
+    found = cluster.scoring_capacity(compute)
+    device = choose_device(compute, found)
     parts = portions.divide(compute, device, load.shares(ready.estimates), found)
     if known is None:
         profiles = [
@@ -183,7 +194,7 @@ def _refuse_other_machine(ready: Prepared, profile: Profile, device: Device) -> 
             f"code; this one is {SCORING_VERSION} and would give other scores.",
             "Finish it with the version of rankmill that began it, or use --overwrite.",
         )
-    hardware = pipeline.probe(device, ready.config.compute.gpus_per_worker)
+    hardware = pipeline.probe(device, ready.config.compute)
     if hardware.instructions != profile.instructions:
         raise ConfigError(
             f"The run in {ready.store.url} was started on processors with "
@@ -196,14 +207,22 @@ def _refuse_other_machine(ready: Prepared, profile: Profile, device: Device) -> 
 def _prepare_nodes(ready: Prepared, profiles: Sequence[Profile]) -> None:
     """Have every node fetch the models, and convert them where a profile's backend needs that."""
     chosen = [(model.description, profile) for model, profile in zip(ready.models, profiles)]
+    nodes = pipeline.capacity()
+    labels = ready.config.compute.labels
+
+    def fetch() -> None:
+        for description, _ in chosen:
+            description.fetch()
 
     def prepare_node() -> None:
+        fetch()
         for description, profile in chosen:
-            description.fetch()
             description.prepare(profile)
 
     try:
-        pipeline.run_on_every_node(prepare_node, pipeline.capacity())
+        if labels:  # the others read and tokenize
+            pipeline.run_on_every_node(fetch, nodes)
+        pipeline.run_on_every_node(prepare_node, nodes.of(labels))
     except BackendUnfit as unfit:
         raise ConfigError(
             f"The run scores on openvino, and a node cannot: {unfit.message}",

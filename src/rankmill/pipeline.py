@@ -26,7 +26,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, local_cluster, plan, profile, worker
+from rankmill import backend, local_cluster, logs, plan, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
@@ -121,14 +121,21 @@ def capacity() -> Capacity:
         gpus=tuple(float(n["Resources"].get("GPU", 0)) for n in nodes),
         node_ids=tuple(str(n["NodeID"]) for n in nodes),
         memory=tuple(float(n["Resources"].get("memory", 0)) for n in nodes),
+        labels=tuple(dict(n.get("Labels") or {}) for n in nodes),
     )
 
 
-def probe(device: Device, gpus: float) -> Hardware:
+def probe(device: Device, compute: ComputeConfig) -> Hardware:
     """Look at a worker node of the kind that will score."""
-    options = {"num_cpus": READ_CPUS, "num_gpus": gpus if device == "cuda" else 0}
-    found: Hardware = _get([ray.remote(**options)(profile.probe).remote(device)])[0]
+    task = ray.remote(**_as_scoring(device, compute))(profile.probe).remote(device)
+    found: Hardware = _get([task])[0]
     return found
+
+
+def _as_scoring(device: Device, compute: ComputeConfig) -> dict[str, Any]:
+    """Options of a task that is to run where scoring will."""
+    gpus = compute.gpus_per_worker if device == "cuda" else 0
+    return {"num_cpus": READ_CPUS, "num_gpus": gpus, "label_selector": compute.labels or None}
 
 
 def resolve(
@@ -142,11 +149,8 @@ def resolve(
 
     Raises `ConfigError` or `BackendUnfit` as `backend.resolve` does.
     """
-    options = {
-        "num_cpus": READ_CPUS,
-        "num_gpus": compute.gpus_per_worker if device == "cuda" else 0,
-    }
-    task = ray.remote(**options)(backend.resolve).remote(description, model, compute, device, cores)
+    remote = ray.remote(**_as_scoring(device, compute))(backend.resolve)
+    task = remote.remote(description, model, compute, device, cores)
     resolved: Resolved = _get([task])[0]
     return resolved
 
@@ -314,6 +318,7 @@ def map_actors(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         memory=pool.memory,
+        label_selector=dict(pool.labels) or None,
     )
 
 
@@ -344,6 +349,7 @@ def _strategy(pool: Pool) -> ActorPoolStrategy:
 
 def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> pa.Table:
     """Tokenize the envelopes of a block."""
+    _write_logs(bounds.run)
     try:
         tokenizer = _tokenizer(settings.description, settings.rules)
     except BaseException as error:
@@ -353,6 +359,13 @@ def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> 
             os._exit(1)
         raise
     return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds))
+
+
+@lru_cache(maxsize=1)
+def _write_logs(run: str) -> None:
+    """Have this worker process say what happens in its log, where Ray keeps it."""
+    logs.write_json()
+    logs.name_run(run)
 
 
 @lru_cache(maxsize=8)
@@ -365,6 +378,7 @@ class ScoreBlocks:
     """A scoring actor."""
 
     def __init__(self, settings: StageSettings, bounds: Bounds) -> None:
+        _write_logs(bounds.run)
         self._worker = ScoringWorker(settings, bounds)
 
     def __call__(self, block: pa.Table) -> pa.Table:
