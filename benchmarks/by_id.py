@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankmill import job, partitions, pipeline
+from rankmill import cluster, job, partitions
 from rankmill.config import ComputeConfig, load_config
 from stand_in import StandIn
 
@@ -80,7 +80,7 @@ def main() -> None:
             "model.name": "stand-in",
             "model.backend": "torch",
         }
-        with pipeline.connected(ComputeConfig()):
+        with cluster.connected(ComputeConfig()):
             started = time.perf_counter()
             result = job.rerank(load_config(overrides=settings), model=StandIn())
             seconds = time.perf_counter() - started

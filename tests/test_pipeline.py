@@ -57,7 +57,7 @@ def prepared(
 def dataset(ready: Prepared, workers: int = 2, **reserved: Any) -> ray.data.Dataset:
     profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
     compute = ComputeConfig(workers=workers)
-    pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
+    pool = size_pool(compute, "cpu", profile.threads, cluster.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
     bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
     (settings,) = _stage_settings(ready, [profile])

@@ -41,10 +41,11 @@ LAYERS = [
     # On Ray.
     ["read"],
     ["commit"],
+    ["cluster"],
     ["pipeline"],
     ["staging"],
     # Whole runs, and readers of committed output.
-    ["cluster", "prepared", "progress"],
+    ["prepared", "progress"],
     ["metrics", "notebook"],
     ["report"],
     ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],

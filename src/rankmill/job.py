@@ -81,7 +81,7 @@ def rerank(
     stays).
     """
     started = time.monotonic()
-    if pipeline.is_foreign_cluster(config.compute):
+    if cluster.is_foreign_cluster(config.compute):
         given = [path for paths in config.input.all_paths.values() for path in paths]
         output.refuse_relative([*given, config.output.path])
     ready = prepare(config, overwrite=overwrite, model=model)
@@ -91,7 +91,7 @@ def rerank(
         with storage.reaching(ready.store.url):
             lease = stack.enter_context(Lease(ready.store))
             _refuse_changed_output(ready, overwrite)
-        stack.enter_context(pipeline.connected(ready.config.compute))
+        stack.enter_context(cluster.connected(ready.config.compute))
         profiles, pools = _resolve(ready)
         source: Source = ready.source
         lookups: tuple[Lookup, ...] = ()
@@ -207,7 +207,7 @@ def _refuse_other_machine(ready: Prepared, profile: Profile, device: Device) -> 
 def _prepare_nodes(ready: Prepared, profiles: Sequence[Profile]) -> None:
     """Have every node fetch the models, and convert them where a profile's backend needs that."""
     chosen = [(model.description, profile) for model, profile in zip(ready.models, profiles)]
-    nodes = pipeline.capacity()
+    nodes = cluster.capacity()
     labels = ready.config.compute.labels
 
     def fetch() -> None:

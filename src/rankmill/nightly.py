@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from rankmill import job, pipeline, runs, storage
+from rankmill import cluster, job, runs, storage
 from rankmill.config import RunConfig
 from rankmill.errors import ConfigError, InputError, OutputError, RankmillError, kind_and_place
 from rankmill.output import refuse_relative
@@ -111,7 +111,7 @@ def run_night(night: Night, listener: Listener | None = None) -> Summary:
     time, and `ConfigError` when the summary cannot be written, or would be on a node of a cluster
     in a folder of its own; the summary tells all but that.
     """
-    if pipeline.is_foreign_cluster(night.config.compute):
+    if cluster.is_foreign_cluster(night.config.compute):
         # The folder that a job runs in is gone with it, and whoever reads the summary elsewhere.
         refuse_relative(list(filter(None, [night.summary, night.reuse_under])))
     begun, profile = time.monotonic(), night.config.storage.profile

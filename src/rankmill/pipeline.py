@@ -1,4 +1,4 @@
-"""The run on Ray: connecting, looking at the nodes, and the Ray Data graph.
+"""The run on Ray: tasks on its nodes, and the Ray Data graph.
 
     ShardSource -> tokenize (tasks) -> score (actors) -> ShardSink
 
@@ -9,7 +9,6 @@ CPU so that Ray never fuses them, and the pool always leaves room for the other 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -20,13 +19,11 @@ from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import ray
-from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, local_cluster, logs, plan, profile, worker
+from rankmill import backend, cluster, logs, plan, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
@@ -49,14 +46,6 @@ SHARDS_AN_EXECUTION = 2_000
 SCAN_ON_DRIVER_ROWS = 2_000_000
 _SCAN_THREADS = 4
 
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-# Without `local` Ray would look in /tmp, where anybody may write, for a cluster to join.
-_LOCAL = _QUIET | {
-    "address": "local",
-    "include_dashboard": False,
-    "_node_ip_address": "127.0.0.1",
-}
-
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
 
@@ -66,63 +55,6 @@ Step = tuple[StageSettings, Pool]
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@contextlib.contextmanager
-def connected(config: ComputeConfig) -> Iterator[None]:
-    """A connection for the time of a run. One that is there already (a notebook's) stays open."""
-    if ray.is_initialized():
-        yield
-        return
-    connect(config)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def connect(config: ComputeConfig) -> None:
-    """Connect to the cluster that `compute.address` or RAY_ADDRESS names, or start a local one.
-
-    Does nothing where there is a connection. Raises `ConfigError` when the cluster cannot be
-    reached.
-    """
-    if ray.is_initialized():
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        if address and address != "local":
-            local_cluster.forget_token(AuthenticationTokenLoader.instance())
-            ray.init(**_QUIET, address=address)
-        else:
-            with local_cluster.on_loopback(ray_constants, AuthenticationTokenLoader.instance()):
-                ray.init(**_LOCAL)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
-            "Check compute.address and RAY_ADDRESS; with neither, a local cluster is started.",
-        ) from error
-
-
-def is_foreign_cluster(config: ComputeConfig) -> bool:
-    """Whether the run will use a cluster that rankmill does not start itself."""
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    return bool(address) and address != "local" and not ray.is_initialized()
-
-
-def capacity() -> Capacity:
-    """CPUs and GPUs of the live nodes that can run work. Connects if nothing is connected yet."""
-    connect(ComputeConfig())
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
-    nodes.sort(key=lambda node: str(node["NodeID"]))
-    return Capacity(
-        cpus=tuple(float(n["Resources"]["CPU"]) for n in nodes),
-        gpus=tuple(float(n["Resources"].get("GPU", 0)) for n in nodes),
-        node_ids=tuple(str(n["NodeID"]) for n in nodes),
-        memory=tuple(float(n["Resources"].get("memory", 0)) for n in nodes),
-        labels=tuple(dict(n.get("Labels") or {}) for n in nodes),
-    )
 
 
 def probe(device: Device, compute: ComputeConfig) -> Hardware:
@@ -172,7 +104,7 @@ def map_tasks(
 ) -> Iterator[R]:
     """Run a function over items as Ray tasks, a bounded number at once; results in order."""
     remote = ray.remote(num_cpus=cpus)(function)
-    window = 4 * max(int(sum(capacity().cpus)), 1)
+    window = 4 * max(int(sum(cluster.capacity().cpus)), 1)
     refs = [remote.remote(item) for item in items[:window]]
     for position in range(len(items)):
         following = position + window
@@ -224,7 +156,7 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
     """
     groups = list(source.row_groups)
     if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
-        connect(config)
+        cluster.connect(config)
         yield from map_shared(plan.find_runs, source, groups)
         return
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
