@@ -24,7 +24,8 @@ LAYERS = [
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "summary", "windows"],
+    ["agreement", "score_files", "summary", "windows"],
+    ["known_scores"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -36,7 +37,7 @@ LAYERS = [
     ["backend", "flight", "runs", "sample", "watchdog"],
     ["scorer", "scoring_process"],
     ["isolation", "output", "stages"],
-    ["worker"],
+    ["reuse", "worker"],
     # On Ray.
     ["read"],
     ["commit"],

@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from rankmill import markers, rank, rows, schema, stages, summary
+from rankmill import markers, rank, rows, schema, score_files, stages, summary
 from rankmill.envelope import Envelope
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, WrittenFile
 from rankmill.schema import ORIGIN_ROW
+from rankmill.score_files import ScoredPairsOfShard
 from rankmill.store import Store
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         (
             f"{SCORES}/{number}.arrow",
             int(finite.sum()),
-            _arrow(_score_table(envelope.pairs, by_pair, finite)),
+            score_files.to_bytes(_scored_pairs(envelope.pairs, by_pair, finite)),
         ),
     ]
     if len(bad):
@@ -145,7 +146,9 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
 
     scored_rows = int(np.sum(pair[kept] >= 0))
-    pairs_scored = len(np.unique(pair[kept][pair[kept] >= 0]))
+    distinct = np.unique(pair[kept][pair[kept] >= 0])
+    is_reused = np.isfinite(envelope.pairs.column("reused").to_numpy())
+    pairs_reused = int(np.sum(is_reused[distinct]))
     counters = Counters(
         rows_in=envelope.rows.num_rows,
         rows_out=part.num_rows,
@@ -154,8 +157,9 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         queries=len(np.unique(query[query >= 0])),
         queries_empty=_queries_empty(envelope.rows),
         queries_with_several_texts=int(envelope.facts.schema.metadata[b"several_texts"]),
-        pairs_scored=pairs_scored,
-        pairs_duplicate=scored_rows - pairs_scored,
+        pairs_scored=len(distinct) - pairs_reused,
+        pairs_reused=pairs_reused,
+        pairs_duplicate=scored_rows - len(distinct),
         pairs_beyond_depth=len(kept) - scored_rows,
         pairs_truncated=int(np.sum(dropped[kept] > 0)),
         windows=cost["windows"],
@@ -190,9 +194,7 @@ def _seconds_before_scoring(read: pa.Table, tokenized: pa.Table) -> dict[str, fl
 
 def _lengths(pairs: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Tokens of each distinct pair before it was cut, and those of them that were cut."""
-    kept = ("query_kept", "document_kept", "dropped")
-    query, document, dropped = (pairs.column(name).to_numpy() for name in kept)
-    return query + document + dropped, dropped
+    return pairs.column("tokens").to_numpy(), pairs.column("dropped").to_numpy()
 
 
 def _part(
@@ -217,13 +219,15 @@ def _part(
     return part.replace_schema_metadata(dict(settings.metadata))
 
 
-def _score_table(
+def _scored_pairs(
     pairs: pa.Table, score: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]
-) -> pa.Table:
-    mask = pa.array(finite)
-    digest = pairs.column("digest").combine_chunks().filter(mask)
-    stage = pa.array(np.ones(len(digest), np.int8))
-    return pa.table([digest, pa.array(score).filter(mask), stage], schema=schema.SCORES)
+) -> ScoredPairsOfShard:
+    """Those with a score, whoever scored them: a later run then needs this one alone."""
+    key, tokens, dropped = (
+        pairs.column(name).to_numpy()[finite] for name in ("query_key", "tokens", "dropped")
+    )
+    digest = pairs.column("digest").combine_chunks().filter(pa.array(finite))
+    return ScoredPairsOfShard(digest, key, score[finite], tokens, dropped)
 
 
 def _quarantine(table: pa.Table, bad: npt.NDArray[np.int64], reason: npt.NDArray[Any]) -> pa.Table:

@@ -177,17 +177,18 @@ class RunConfig(Section):
     model: ModelConfig
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
-    reuse: list[Name] = Field(default_factory=list)
+    reuse: list[Name] = Field(
+        default_factory=list, description="earlier outputs whose scores are taken over"
+    )
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
-    def _in_this_version(self) -> Self:
-        if self.reuse:
-            raise ValueError("reuse is not in this version; leave the list empty")
+    def _paths_are_safe(self) -> Self:
         paths = [("input.path", path) for path in self.input.paths]
         for setting, path in [
             *paths,
             ("output.path", self.output.path),
+            *(("reuse", path) for path in self.reuse),
             ("model.name", self.model.name),
             ("compute.address", self.compute.address or ""),
         ]:

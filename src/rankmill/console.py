@@ -128,6 +128,7 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
         ("  below the cut", f"{manifest['rows_below_cut']:,}"),
         ("  in quarantine", f"{manifest['rows_quarantined']:,}"),
         ("pairs scored", f"{manifest['pairs_scored']:,}"),
+        ("pairs reused", f"{manifest['pairs_reused']:,}"),
         ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),
         ("time", duration(manifest["seconds"])),
         ("pairs/s", f"{manifest['pairs_per_second']:,.0f}"),
@@ -159,6 +160,7 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "shards_pending": len(pending),
         "pairs_per_second": rate,
         "seconds_estimated": None if rate is None else left / rate,
+        "reuse": [one.to_json() for one in ready.previous],
         "model": ready.model.to_json(),
         "config": ready.config.model_dump(mode="json"),
     }
@@ -183,6 +185,10 @@ def plan_table(facts: dict[str, Any]) -> Table:
             "time, estimated",
             "unknown: give --rate PAIRS_PER_SECOND" if seconds is None else duration(seconds),
         ),
+    ]
+    rows += [
+        ("scores to reuse", f"{one['pairs']:,} in {escape(one['output'])}")
+        for one in facts["reuse"]
     ]
     rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
     return facts_table(rows)

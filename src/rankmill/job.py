@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rankmill import markers, output, pipeline, runs, storage
+from rankmill import markers, output, pipeline, reuse, runs, storage
 from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, RunConfig
@@ -21,6 +21,7 @@ from rankmill.errors import (
     RunFailed,
     StartError,
 )
+from rankmill.known_scores import KnownScores
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
 from rankmill.models import Description, presets
@@ -29,6 +30,7 @@ from rankmill.prepared import Prepared, carried_columns, prepare
 from rankmill.profile import SCORING_VERSION, Profile, with_threads
 from rankmill.progress import Listener, Watch
 from rankmill.report import draw_or_warn
+from rankmill.reuse import Listing
 from rankmill.runs import Run
 from rankmill.stages import StageSettings
 from rankmill.store import Store
@@ -65,7 +67,7 @@ def rerank(
     """
     started = time.monotonic()
     if pipeline.is_foreign_cluster(config.compute):
-        output.refuse_relative([*config.input.paths, config.output.path])
+        output.refuse_relative([*config.input.paths, config.output.path, *config.reuse])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
         return _already_complete(ready)
@@ -75,7 +77,9 @@ def rerank(
             _refuse_changed_output(ready, overwrite)
         stack.enter_context(pipeline.connected(ready.config.compute))
         profile, pool = _resolve(ready)
-        run = runs.make_run(ready.config, ready.source, ready.model, ready.plan, profile)
+        run = runs.make_run(
+            ready.config, ready.source, ready.model, ready.plan, profile, ready.reused
+        )
         with storage.reaching(ready.store.url), ready.store.locked():
             lease.refuse_lost()
             if overwrite:
@@ -85,6 +89,7 @@ def rerank(
             ready = replace(ready, store=output.fenced(ready.store))
         log.info("%s", _resolved_line(ready, profile, pool))
         _prepare_nodes(ready, profile)
+        known = _known_scores(ready, profile)
         watch = stack.enter_context(
             Watch(
                 ready.store,
@@ -105,6 +110,7 @@ def rerank(
                 _commit_settings(ready, run),
                 pool,
                 Bounds(ready.store, ready.config.compute.batch_timeout),
+                known,
             )
         except KeyboardInterrupt:
             if not lease.lost:
@@ -181,6 +187,13 @@ def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
             if ready.model.is_int8
             else "Make all nodes alike, or start again with --overwrite and model.backend torch.",
         ) from unfit
+
+
+def _known_scores(ready: Prepared, profile: Profile) -> KnownScores | None:
+    """What earlier outputs hold that this run would compute in the same way."""
+    scoring = runs.scoring(ready.config, ready.model.digest, profile)
+    fitting = reuse.fitting(ready.previous, scoring)
+    return pipeline.index_scores(Listing.of(fitting, scoring)) if fitting else None
 
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:

@@ -18,8 +18,8 @@ from rankmill.store import Fence, Store
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
 
-def refuse_overlap(inputs: Sequence[str], output: str) -> None:
-    """Raise `ConfigError` when input and output lie inside each other.
+def refuse_overlap(inputs: Sequence[str], output: str, kind: str = "input") -> None:
+    """Raise `ConfigError` when an output and what is read for it lie inside each other.
 
     A reader pointed at OUTPUT must see ranked pairs only, and a run must not read what it writes.
     """
@@ -34,7 +34,7 @@ def refuse_overlap(inputs: Sequence[str], output: str) -> None:
             inside = there.startswith(here) or here.startswith(there) or beside
         if inside:
             raise ConfigError(
-                f"The output {output} and the input {path} lie inside each other.",
+                f"The output {output} and the {kind} {path} lie inside each other.",
                 "Choose an output folder of its own.",
             )
 

@@ -25,17 +25,19 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, local_cluster, plan, profile, worker
+from rankmill import backend, known_scores, local_cluster, plan, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
+from rankmill.known_scores import KnownScores
 from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool, cores_a_worker
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
+from rankmill.reuse import Listing
 from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.tokens import PairRules
@@ -217,6 +219,14 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
             yield from pool.map(lambda group: plan.find_runs(source, group), ahead)
 
 
+def index_scores(listing: Listing) -> KnownScores | None:
+    """Find out by Ray tasks which queries' scores lie where; None where there are none."""
+    if not listing.files:
+        return None
+    found = map_shared(known_scores.read_keys, listing.sources, listing.chunks(), READ_CPUS)
+    return listing.index([keys for chunk in found for keys in chunk])
+
+
 def run_shards(
     source: Source,
     whole: Plan,
@@ -225,17 +235,19 @@ def run_shards(
     commit: CommitSettings,
     pool: Pool,
     bounds: Bounds,
+    known: KnownScores | None = None,
 ) -> None:
-    """Compute and commit the pending shards.
+    """Compute and commit the pending shards. known: scores that need not be computed again.
 
     Raises `RunFailed` when Ray gives up; shards that fail on their own leave a note and do not
     stop the others.
     """
+    shared = None if known is None else ray.put(known)
     for start in range(0, len(pending), SHARDS_AN_EXECUTION):
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
         with DataContext.current(run_context()):
             try:
-                scored = graph(ShardSource(source, whole, chosen), settings, pool, bounds)
+                scored = graph(ShardSource(source, whole, chosen), settings, pool, bounds, shared)
                 scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
             except RayError as error:
                 cause = getattr(error, "cause", None)
@@ -271,12 +283,18 @@ def run_context() -> DataContext:
     return context
 
 
-def graph(source: ShardSource, settings: StageSettings, pool: Pool, bounds: Bounds) -> Dataset:
+def graph(
+    source: ShardSource,
+    settings: StageSettings,
+    pool: Pool,
+    bounds: Bounds,
+    known: ray.ObjectRef[KnownScores] | None = None,
+) -> Dataset:
     """The lazy Ray Data graph up to scored envelopes."""
     dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
     dataset = dataset.map_batches(
         tokenize_block,
-        fn_args=(settings, bounds),
+        fn_args=(settings, bounds, known),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TOKENIZE_CPUS,
@@ -325,10 +343,16 @@ def _strategy(pool: Pool) -> ActorPoolStrategy:
     )
 
 
-def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> pa.Table:
-    """Tokenize the envelopes of a block."""
+def tokenize_block(
+    block: pa.Table,
+    settings: StageSettings,
+    bounds: Bounds,
+    shared: ray.ObjectRef[KnownScores] | None = None,
+) -> pa.Table:
+    """Tokenize the envelopes of a block. shared: what is known of their pairs."""
     tokenizer = _tokenizer(settings.description, settings.rules)
-    return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds))
+    known = None if shared is None else ray.get(shared)
+    return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds, known))
 
 
 @lru_cache(maxsize=2)

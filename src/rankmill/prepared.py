@@ -6,13 +6,14 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from rankmill import output, pipeline, runs, schema, storage
+from rankmill import output, pipeline, reuse, runs, schema, storage
 from rankmill.config import RunConfig
 from rankmill.errors import OutputError
 from rankmill.markers import Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
 from rankmill.plan import GPU_TIMES, Plan, make_plan
+from rankmill.reuse import Previous
 from rankmill.source import Source, open_source
 from rankmill.store import Store
 from rankmill.tokens import PairRules, Template
@@ -25,7 +26,8 @@ class Prepared:
     """A run that could start: everything is known but the profile.
 
     template: of the model's pairs. stored: run.json of an earlier start; committed: its shards
-    that need not be done again.
+    that need not be done again. previous: outputs to take scores from, if any are to be computed;
+    reused: their names for the run's own.
     """
 
     config: RunConfig
@@ -36,6 +38,8 @@ class Prepared:
     store: Store
     stored: dict[str, Any] | None
     committed: dict[int, Marker]
+    previous: tuple[Previous, ...]
+    reused: dict[str, str]
 
     @property
     def pending(self) -> list[int]:
@@ -63,6 +67,7 @@ def prepare(
     config = _absolute(config)
     store = Store(config.output.path, config.storage.profile)
     output.refuse_overlap(config.input.paths, store.url)
+    output.refuse_overlap(config.reuse, store.url, "reused output")
     source = open_source(config.input, config.storage.profile)
     carried_columns(config, source)
     with storage.reaching(store.url):
@@ -71,8 +76,15 @@ def prepare(
             output.refuse_foreign(store, overwrite)
     found = describe(config.model, config.storage.profile) if model is None else model
     refuse_instructions(found, config.input.columns.instruction)
-    if stored is not None:
-        identity = runs.identity_without_profile(config, source, found)
+    previous: tuple[Previous, ...] = ()
+    recorded: dict[str, str] = {}
+    if stored is None:
+        previous = reuse.look_at(config.reuse, config.storage.profile)
+        reused = reuse.names(previous)
+    else:
+        recorded = stored["identity"].get("reuse", {})
+        reused = reuse.recorded_names(config.reuse, recorded)
+        identity = runs.identity_without_profile(config, source, found, reused)
         names = (str(stored["model"]["name"]), str(found.to_json()["name"]))
         runs.refuse_other(store, stored, identity, names=names)
     rules = _rules(config, found)
@@ -97,7 +109,20 @@ def prepare(
             log.warning("Computed again: %s", problem)
         if len(committed) < len(whole):
             output.refuse_strangers(store, len(whole))
-    return Prepared(config, source, found, tokenizer.template, whole, store, stored, committed)
+            previous = reuse.look_at(config.reuse, config.storage.profile)
+            reuse.refuse_changed(previous, recorded, store.url)
+    return Prepared(
+        config,
+        source,
+        found,
+        tokenizer.template,
+        whole,
+        store,
+        stored,
+        committed,
+        previous,
+        reused,
+    )
 
 
 def _rules(config: RunConfig, model: Description) -> PairRules:
@@ -109,6 +134,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "input": config.input.model_copy(update={"path": paths}),
+            "reuse": [storage.absolute(path) for path in config.reuse],
             "output": config.output.model_copy(
                 update={"path": storage.absolute(config.output.path)}
             ),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -69,11 +69,32 @@ class Run:
         return json.dumps(stored, indent=1, ensure_ascii=False).encode()
 
 
-def identity_without_profile(
-    config: RunConfig, source: Source, model: Description
-) -> dict[str, Any]:
-    """Everything that names a run but the profile, as plain JSON values."""
+def scoring(config: RunConfig, digest: str, profile: Profile) -> dict[str, Any]:
+    """All that a pair's score depends on beside its texts, as plain JSON values.
+
+    Two runs that agree in it give a pair the same score but for what its batch does to it: in
+    bf16 about 2e-3, in fp32 1e-6 (`benchmarks/batch_effect.py`), which is as exact as either of
+    them is. So the size of batches and the number of threads are not in it; the backend and the
+    instruction set are, because they round each operation in a way of their own.
+    """
+    found = profile.to_json()
+    kept = ("backend", "precision", "device", "instructions", "scoring_version")
     return {
+        "model": digest,
+        "settings": config.result_settings()["model"],
+        "profile": {name: found[name] for name in kept},
+    }
+
+
+def identity_without_profile(
+    config: RunConfig, source: Source, model: Description, reused: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that names a run but the profile, as plain JSON values.
+
+    reused: outputs whose scores are taken over, each with a digest of what it held.
+    """
+    return {
+        **({"reuse": dict(reused)} if reused else {}),
         "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
         # The files' order makes the shards; a mapping does not keep it.
         "order": hashlib.sha256("\n".join(file.url for file in source.files).encode()).hexdigest(),
@@ -94,10 +115,14 @@ def make_run(
     model: Description,
     plan: Plan,
     profile: Profile,
+    reused: Mapping[str, str],
 ) -> Run:
     """Put together what run.json holds."""
-    identity = identity_without_profile(config, source, model) | {"profile": profile.identity()}
+    identity = identity_without_profile(config, source, model, reused)
+    identity |= {"profile": profile.identity()}
     recorded = {
+        # How the scores of each stage (from 1) are made, for runs that would reuse them.
+        "scoring": [scoring(config, model.digest, profile)],
         # Tells this start from one with the same fingerprint, after --overwrite.
         "start": uuid.uuid4().hex,
         "config": config.model_dump(mode="json"),
@@ -160,7 +185,7 @@ def refuse_other(
     models there and here, told where the models differ.
     """
     there = {key: value for key, value in stored["identity"].items() if key != "profile"}
-    changes = list(_differences(there, identity))
+    changes = list(differences(there, identity))
     if names is not None and names[0] != names[1] and there["model"] != identity["model"]:
         changes.insert(0, f"model.name: {_shown(names[0])} -> {_shown(names[1])}")
     if changes:
@@ -172,12 +197,13 @@ def refuse_other(
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:
+    """What two records do not share, a line a value: `settings.max_length: 256 -> 512`."""
     for key in sorted(old.keys() | new.keys()):
         place = f"{where}.{key}" if where else key
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, place)
+            yield from differences(before, after, place)
         elif before != after:
             yield f"{place}: {_shown(before)} -> {_shown(after)}"
 

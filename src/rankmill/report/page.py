@@ -78,7 +78,7 @@ def render(
 
 def _charts(facts: Facts) -> dict[str, Markup | None]:
     counters, summary = facts.counters, facts.summary
-    pairs = counters.pairs_scored + counters.pairs_duplicate
+    pairs = counters.pairs_scored + counters.pairs_reused + counters.pairs_duplicate
     whole = pairs - counters.pairs_truncated
     shares = [
         (

@@ -1,0 +1,181 @@
+"""Earlier outputs whose scores a run takes over: looked at, named, and found fit or not.
+
+The rules
+- A path without a run is refused: it is a mistake, and would cost hours in silence.
+- Of an output that is not complete the committed shards serve; damaged ones are passed over with
+  a warning, as is a whole output whose scores were made in another way (`runs.scoring`).
+- What the outputs held at the first start is part of the run's name. A resume that finds them
+  changed or gone is refused. A score file that goes while the run is at work has its pairs scored,
+  and the shard counts as degraded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankmill import output, runs, storage
+from rankmill.errors import ConfigError, OutputError
+from rankmill.known_scores import KnownScores, ScoreFile, ScoreSource
+from rankmill.markers import SCORES, WrittenFile
+from rankmill.score_files import Keys
+from rankmill.storage import absolute, reaching
+from rankmill.store import Store
+
+log = logging.getLogger("rankmill")
+
+# Footers that one task reads.
+FILES_A_TASK = 64
+
+
+@dataclass(frozen=True)
+class Previous:
+    """An earlier output as it was looked at.
+
+    scorings: how the scores of each stage were made, from stage 1. files: the score files of its
+    committed shards, by shard. damaged: what is wrong with the others.
+    """
+
+    store: Store
+    fingerprint: str
+    scorings: tuple[dict[str, Any], ...]
+    files: tuple[WrittenFile, ...]
+    damaged: tuple[str, ...]
+
+    @property
+    def pairs(self) -> int:
+        """How many scores there are."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the run's name and all score files that may be used."""
+        lines = [self.fingerprint, *(f"{file.name} {file.sha256}" for file in self.files)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a plan and a manifest."""
+        return {
+            "output": self.store.url,
+            "fingerprint": self.fingerprint,
+            "shards": len(self.files),
+            "pairs": self.pairs,
+            "damaged": list(self.damaged),
+        }
+
+
+def look_at(paths: Sequence[str], profile: str | None = None) -> tuple[Previous, ...]:
+    """Look at earlier outputs, in the order in which they are asked for scores.
+
+    Raises `ConfigError` for one without a run, and `InputError` when one cannot be reached.
+    """
+    return tuple(_look_at(absolute(path), profile) for path in dict.fromkeys(paths))
+
+
+def names(previous: Sequence[Previous]) -> dict[str, str]:
+    """Outputs, numbered in their order, and what they hold: part of a run's name."""
+    return {_name(place, one.store.url): one.digest for place, one in enumerate(previous, 1)}
+
+
+def recorded_names(paths: Sequence[str], recorded: Mapping[str, str]) -> dict[str, str]:
+    """What `names` gave the outputs at a run's first start, without looking at them again."""
+    asked = [_name(place, absolute(path)) for place, path in enumerate(dict.fromkeys(paths), 1)]
+    return {name: recorded.get(name, "not looked at") for name in asked}
+
+
+def refuse_changed(previous: Sequence[Previous], recorded: Mapping[str, str], url: str) -> None:
+    """Raise `OutputError` when earlier outputs do not hold what they did at a run's first start.
+
+    url: of the run's own output.
+    """
+    for (name, digest), one in zip(names(previous).items(), previous):
+        if recorded.get(name) != digest:
+            raise OutputError(
+                f"The run in {url} reuses scores of {one.store.url}, which has changed since.",
+                "Put it back as it was, or start again with --overwrite.",
+            )
+
+
+def fitting(previous: Sequence[Previous], scoring: Mapping[str, Any]) -> tuple[Previous, ...]:
+    """Those whose scores this run would make in the same way; a warning names the others."""
+    found = []
+    for one in previous:
+        for problem in one.damaged:
+            log.warning("Not reused from %s: %s", one.store.url, problem)
+        if any(other == scoring for other in one.scorings):
+            found.append(one)
+        else:
+            known = one.scorings[0] if one.scorings else {}
+            why = "; ".join(runs.differences(known, dict(scoring))) or "no scores"
+            log.warning("No score of %s is reused. What differs: %s", one.store.url, why)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All score files that may be used, for `known_scores.read_keys` and `KnownScores.index`."""
+
+    sources: tuple[ScoreSource, ...]
+    files: tuple[ScoreFile, ...]
+
+    @classmethod
+    def of(cls, previous: Sequence[Previous], scoring: Mapping[str, Any]) -> Listing:
+        """List the files of outputs that are `fitting`."""
+        stages = (
+            tuple(n for n, other in enumerate(one.scorings, 1) if other == scoring)
+            for one in previous
+        )
+        sources = (
+            ScoreSource(one.store.url, one.store.profile, s) for one, s in zip(previous, stages)
+        )
+        files = (
+            ScoreFile(place, file.name, file.sha256)
+            for place, one in enumerate(previous)
+            for file in one.files
+        )
+        return cls(tuple(sources), tuple(files))
+
+    def chunks(self) -> list[tuple[ScoreFile, ...]]:
+        """The files in groups of one task's size."""
+        starts = range(0, len(self.files), FILES_A_TASK)
+        return [self.files[start : start + FILES_A_TASK] for start in starts]
+
+    def index(self, keys: Sequence[Keys | None]) -> KnownScores:
+        """The index of all files, from the keys of each; a warning names those without any."""
+        for file, found in zip(self.files, keys, strict=True):
+            if found is None:
+                url = storage.join(self.sources[file.source].url, file.name)
+                log.warning("Not reused: %s is damaged.", url)
+        return KnownScores.index(self.sources, self.files, keys)
+
+
+def _look_at(path: str, profile: str | None) -> Previous:
+    store = Store(path, profile)
+    with reaching(store.url):
+        try:
+            stored = runs.stored_run(store)
+        except OutputError as error:
+            raise ConfigError(
+                f"reuse names {path}, but {error.message}", "Leave it out of reuse."
+            ) from None
+        if stored is None:
+            raise ConfigError(
+                f"reuse names {path}, where there is no run.",
+                f"An output folder holds {runs.RUN}; check the path, or leave it out.",
+            )
+        good, damaged = output.committed(store, stored["fingerprint"])
+    files = (file for shard in sorted(good) for file in good[shard].files)
+    return Previous(
+        store=store,
+        fingerprint=str(stored["fingerprint"]),
+        scorings=tuple(stored.get("scoring", ())),
+        files=tuple(file for file in files if file.name.startswith(SCORES)),
+        damaged=tuple(damaged),
+    )
+
+
+def _name(place: int, url: str) -> str:
+    return f"{place}. {url}"
