@@ -128,9 +128,9 @@ class KnownScores:
         source = self.sources[self.files["source"][number].as_py()]
         name = self.files["name"][number].as_py()
         content = Store(source.url, source.profile).read(name)
-        if content is not None:
-            if hashlib.sha256(content).hexdigest() == self.files["sha256"][number].as_py():
-                return score_files.read_scores(content, source.stages)
+        committed = self.files["sha256"][number].as_py()
+        if content is not None and hashlib.sha256(content).hexdigest() == committed:
+            return score_files.read_scores(content, source.stages)
         log.warning(
             "%s has gone or is damaged; its pairs are scored.", storage.join(source.url, name)
         )

@@ -204,7 +204,7 @@ def _pairs_table(
     keys: npt.NDArray[np.uint64],
     found: FoundScores,
 ) -> pa.Table:
-    """All distinct pairs. query, document and what is kept of them are 0 where a score is reused."""
+    """All distinct pairs; where a score is reused, the numbers of its texts are 0."""
     new = np.isnan(found.score)
 
     def spread(values: npt.NDArray[np.int32], known: npt.NDArray[np.int32]) -> pa.Array:
