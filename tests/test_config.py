@@ -328,7 +328,7 @@ NOT_IN_SETTINGS = {
     "model.backend": "the profile is in the identity",
     "model.precision": "the profile is in the identity",
 }
-SECTIONS_WITHOUT_RESULTS = {"compute", "storage", "reuse", "report"}
+SECTIONS_WITHOUT_RESULTS = {"compute", "storage", "reuse", "gates", "report"}
 
 
 def leaves(values, prefix=""):

@@ -20,6 +20,7 @@ LAYERS = [
     ["masking"],
     ["errors", "settings_yaml"],
     ["schema", "settings"],
+    ["gate_settings"],
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
@@ -45,7 +46,9 @@ LAYERS = [
     # Whole runs, and readers of committed output.
     ["prepared", "progress"],
     ["report"],
-    ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
+    ["dataset", "evaluate", "export", "quantize", "status", "verify"],
+    ["gates"],
+    ["job"],
     ["demo"],
     ["console"],
     ["model_tables"],

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from rankmill.gate_settings import GatesConfig
 from rankmill.settings import Name, PositiveInt, Section, Setting, put, read_section, read_yaml
 
 CONTRACT_VERSION = 1
@@ -180,6 +181,7 @@ class RunConfig(Section):
     reuse: list[Name] = Field(
         default_factory=list, description="earlier outputs whose scores are taken over"
     )
+    gates: GatesConfig = GatesConfig()
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
@@ -189,6 +191,8 @@ class RunConfig(Section):
             *paths,
             ("output.path", self.output.path),
             *(("reuse", path) for path in self.reuse),
+            ("gates.qrels", self.gates.qrels or ""),
+            ("gates.previous", self.gates.previous or ""),
             ("model.name", self.model.name),
             ("compute.address", self.compute.address or ""),
         ]:
@@ -208,8 +212,8 @@ class RunConfig(Section):
         """The settings that change what is computed or written, as plain JSON values.
 
         Input files, the model's digest and the profile are the rest of a run's identity; paths
-        of the output, the cluster's size and the report are not part of it. The digest stands for
-        the model's name and for the scorer's.
+        of the output, the cluster's size, gates and the report are not part of it. The digest
+        stands for the model's name and for the scorer's.
         """
         return {
             "input": self.input.model_dump(mode="json", exclude={"path"}),

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
@@ -135,6 +135,7 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
         ("report", f"{output}/{runs.REPORT}"),
     ]
     rows += [(f"    {reason}", f"{count:,}") for reason, count in manifest["quarantine"].items()]
+    rows += [gate_row(gate) for gate in manifest.get("gates", [])]
     return facts_table(rows)
 
 
@@ -217,9 +218,17 @@ def status_table(status: Status) -> Table:
         ("scoring time, all workers", duration(status.scoring_seconds)),
         ("degraded shards", f"{len(status.degraded):,}"),
     ]
+    rows += [gate_row(gate) for gate in status.gates]
     rows += [(f"[red]failed shard {s}", escape(why)) for s, why in status.failed.items()]
     rows += [("[red]damaged", escape(problem)) for problem in status.damaged]
     return facts_table(rows)
+
+
+def gate_row(gate: Mapping[str, Any]) -> tuple[str, str]:
+    """A gate's setting and limit, and what was found."""
+    found = "not measured" if gate["found"] is None else f"{gate['found']:.4g}"
+    verdict = "passed" if gate["passed"] else "[red]failed[/]"
+    return f"gate {gate['name']} {gate['limit']:g}", f"{found}, {verdict}"
 
 
 def evaluation_table(found: Evaluation) -> Table:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rankmill import markers, output, pipeline, reuse, runs, storage
+from rankmill import gates, markers, output, pipeline, reuse, runs, storage
 from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, RunConfig
@@ -62,15 +62,17 @@ def rerank(
     listener: told about once a second how far the run is. model: an own `Description` in place
     of the one that `config.model` names.
 
-    Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed` (what is committed
-    stays).
+    Raises `StartError` (nothing was started), `OutputBusy`, `RunFailed` (what is committed
+    stays), or `GatesFailed` (all is committed, without `_SUCCESS`).
     """
     started = time.monotonic()
     if pipeline.is_foreign_cluster(config.compute):
-        output.refuse_relative([*config.input.paths, config.output.path, *config.reuse])
+        previous = filter(None, [*config.reuse, config.gates.previous])
+        output.refuse_relative([*config.input.paths, config.output.path, *previous])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
         return _already_complete(ready)
+    gates.refuse_unmeasurable(ready.config, carried_columns(ready.config, ready.source))
     with ExitStack() as stack:
         with storage.reaching(ready.store.url):
             lease = stack.enter_context(Lease(ready.store))
@@ -88,7 +90,8 @@ def rerank(
             output.begin(ready.store, record, ready.pending)
             ready = replace(ready, store=output.fenced(ready.store))
         log.info("%s", _resolved_line(ready, profile, pool))
-        _prepare_nodes(ready, profile)
+        if ready.pending:
+            _prepare_nodes(ready, profile)
         known = _known_scores(ready, profile)
         watch = stack.enter_context(
             Watch(
@@ -150,6 +153,8 @@ def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
         device = choose_device(compute.model_copy(update={"device": profile.device}), found)
     if ready.stored is None:
         profile = pipeline.resolve(ready.model, ready.config.model, compute, device, found).tell()
+    elif not ready.pending:
+        pass  # nothing is scored: only the end of the run is missing
     elif profile.scoring_version != SCORING_VERSION:
         raise OutputError(
             f"{ready.store.url} was begun with version {profile.scoring_version} of the scoring "
@@ -243,7 +248,10 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
 def _finish(
     ready: Prepared, run: Run, pool: Pool, done: dict[int, Marker], seconds: float
 ) -> RunResult:
-    """Check the sums, write the manifest and `_SUCCESS`. Raises `RunFailed` for missing shards."""
+    """Check sums and gates, write the manifest and `_SUCCESS`.
+
+    Raises `RunFailed` for missing shards, `GatesFailed` for what is not good enough.
+    """
     missing = [index for index in range(len(ready.plan)) if index not in done]
     if missing:
         raise _failure(ready.store, missing, len(ready.plan))
@@ -253,10 +261,15 @@ def _finish(
         expected = int(ready.plan.bounds[-1])
         assert counters.rows_in == expected, f"{counters.rows_in} of {expected} rows were read"
     fresh = sum(done[index].counters.pairs_scored for index in ready.pending)
+    try:
+        found = gates.check(ready.config, ready.store.url, counters, pipeline.map_shared)
+    except StartError as error:  # too late to be one: all is committed
+        raise RunFailed(error.message, error.remedy) from error
     manifest = {
         "contract_version": CONTRACT_VERSION,
         "fingerprint": run.fingerprint,
-        "complete": True,
+        "complete": all(gate.passed for gate in found),
+        "gates": [gate.to_json() for gate in found],
         **asdict(counters),
         "seconds": round(seconds, 3),
         "pairs_per_second": round(fresh / seconds, 2),
@@ -272,6 +285,7 @@ def _finish(
     output.remove_scraps(ready.store)
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
+    gates.refuse_failed(found, ready.store.url)
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 
@@ -299,6 +313,9 @@ def _already_complete(ready: Prepared) -> RunResult:
         )
     counters = markers.add(marker.counters for marker in ready.committed.values())
     log.info("Already complete: nothing was computed.")
+    checked = {gate["name"]: gate["limit"] for gate in manifest.get("gates", [])}
+    if checked != gates.limits(ready.config):
+        log.warning("Gates are checked before a run is complete: those asked for now were not.")
     return _result(ready.store, manifest, counters)
 
 

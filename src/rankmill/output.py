@@ -123,12 +123,12 @@ def is_complete(store: Store) -> bool:
 
 
 def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
-    """Make ready for a start: no `_SUCCESS`, no notes and scraps of an earlier start.
+    """Make ready for a start: no `_SUCCESS`, no manifest, notes and scraps of an earlier start.
 
     record: run.json, for a run that has none yet. pending: the shards that will be computed; a
     marker of theirs (damaged, or of another run) must not vouch for them.
     """
-    store.delete([runs.SUCCESS])
+    store.delete([runs.SUCCESS, runs.MANIFEST])
     there = set(store.sizes(markers.SHARDS))
     names = {markers.marker_name(shard) for shard in pending}
     own = {f"{markers.SHARDS}/{name}" for name in there}

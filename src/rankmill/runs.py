@@ -172,6 +172,17 @@ def stored_run(store: Store) -> dict[str, Any] | None:
     return values
 
 
+def stored_gates(store: Store, fingerprint: str) -> list[dict[str, Any]]:
+    """The gates in the manifest of a run, once all of its shards were committed; else none."""
+    try:
+        manifest = json.loads(store.read(MANIFEST) or b"{}")
+        named = manifest.get("fingerprint") == fingerprint
+        gates = manifest.get("gates", []) if named else []
+        return [{key: gate[key] for key in ("name", "limit", "found", "passed")} for gate in gates]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []  # `status --verify` names a manifest that is damaged
+
+
 def refuse_other(
     store: Store,
     stored: dict[str, Any],

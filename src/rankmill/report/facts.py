@@ -25,7 +25,7 @@ class Facts:
 
     run: run.json. manifest: None until the run is complete. failures: why shards failed at the
     last start. summary: of `summarised` shards. stages: seconds of all workers by stage. timeline:
-    None where no pair was scored.
+    None where no pair was scored. gates: as the manifest holds them, once all is committed.
     """
 
     url: str
@@ -41,6 +41,7 @@ class Facts:
     summarised: int
     stages: dict[str, float]
     timeline: Timeline | None
+    gates: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_sample(self) -> bool:
@@ -82,6 +83,7 @@ def gather(
         summarised=summarised,
         stages=_stages(found),
         timeline=Timeline.of(found),
+        gates=tuple(runs.stored_gates(store, str(run["fingerprint"]))),
     )
 
 
