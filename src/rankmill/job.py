@@ -21,7 +21,6 @@ from rankmill.errors import (
     RunFailed,
     StartError,
 )
-from rankmill.known_scores import KnownScores
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker
 from rankmill.models import Description, presets
@@ -30,7 +29,6 @@ from rankmill.prepared import Prepared, carried_columns, prepare
 from rankmill.profile import SCORING_VERSION, Profile, with_threads
 from rankmill.progress import Listener, Watch
 from rankmill.report import draw_or_warn
-from rankmill.reuse import Listing
 from rankmill.runs import Run
 from rankmill.stages import StageSettings
 from rankmill.store import Store
@@ -92,7 +90,8 @@ def rerank(
         log.info("%s", _resolved_line(ready, profile, pool))
         if ready.pending:
             _prepare_nodes(ready, profile)
-        known = _known_scores(ready, profile)
+        scoring = runs.scoring(ready.config, ready.model.digest, profile)
+        known = reuse.known(ready.previous, scoring, pipeline.map_shared)
         watch = stack.enter_context(
             Watch(
                 ready.store,
@@ -192,13 +191,6 @@ def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
             if ready.model.is_int8
             else "Make all nodes alike, or start again with --overwrite and model.backend torch.",
         ) from unfit
-
-
-def _known_scores(ready: Prepared, profile: Profile) -> KnownScores | None:
-    """What earlier outputs hold that this run would compute in the same way."""
-    scoring = runs.scoring(ready.config, ready.model.digest, profile)
-    fitting = reuse.fitting(ready.previous, scoring)
-    return pipeline.index_scores(Listing.of(fitting, scoring)) if fitting else None
 
 
 def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:

@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, known_scores, local_cluster, plan, profile, worker
+from rankmill import backend, local_cluster, plan, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
@@ -37,7 +37,6 @@ from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool, cores_a_worker
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
-from rankmill.reuse import Listing
 from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.tokens import PairRules
@@ -217,14 +216,6 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
         for start in range(0, len(groups), _SCAN_THREADS):
             ahead = groups[start : start + _SCAN_THREADS]
             yield from pool.map(lambda group: plan.find_runs(source, group), ahead)
-
-
-def index_scores(listing: Listing) -> KnownScores | None:
-    """Find out by Ray tasks which queries' scores lie where; None where there are none."""
-    if not listing.files:
-        return None
-    found = map_shared(known_scores.read_keys, listing.sources, listing.chunks(), READ_CPUS)
-    return listing.index([keys for chunk in found for keys in chunk])
 
 
 def run_shards(

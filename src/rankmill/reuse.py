@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rankmill import output, runs, storage
 from rankmill.errors import ConfigError, OutputError
-from rankmill.known_scores import KnownScores, ScoreFile, ScoreSource
+from rankmill.known_scores import KnownScores, ScoreFile, ScoreSource, read_keys
 from rankmill.markers import SCORES, WrittenFile
 from rankmill.score_files import Keys
 from rankmill.storage import absolute, reaching
@@ -27,8 +27,14 @@ from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
 
+Chunk = tuple[ScoreFile, ...]
+ReadKeys = Callable[[Sequence[ScoreSource], Chunk], list[Keys | None]]
+MapShared = Callable[
+    [ReadKeys, Sequence[ScoreSource], Sequence[Chunk]], Iterable[list[Keys | None]]
+]
+
 # Footers that one task reads.
-FILES_A_TASK = 64
+_FILES_A_TASK = 64
 
 
 @dataclass(frozen=True)
@@ -114,42 +120,36 @@ def fitting(previous: Sequence[Previous], scoring: Mapping[str, Any]) -> tuple[P
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """All score files that may be used, for `known_scores.read_keys` and `KnownScores.index`."""
+def known(
+    previous: Sequence[Previous], scoring: Mapping[str, Any], map_shared: MapShared
+) -> KnownScores | None:
+    """An index of all scores that this run would make in the same way; None where there are none.
 
-    sources: tuple[ScoreSource, ...]
-    files: tuple[ScoreFile, ...]
-
-    @classmethod
-    def of(cls, previous: Sequence[Previous], scoring: Mapping[str, Any]) -> Listing:
-        """List the files of outputs that are `fitting`."""
-        stages = (
-            tuple(n for n, other in enumerate(one.scorings, 1) if other == scoring)
-            for one in previous
+    map_shared: reads the footers of the score files, as `pipeline.map_shared` does by tasks.
+    """
+    serving = fitting(previous, scoring)
+    sources = tuple(
+        ScoreSource(
+            one.store.url,
+            one.store.profile,
+            tuple(n for n, other in enumerate(one.scorings, 1) if other == scoring),
         )
-        sources = (
-            ScoreSource(one.store.url, one.store.profile, s) for one, s in zip(previous, stages)
-        )
-        files = (
-            ScoreFile(place, file.name, file.sha256)
-            for place, one in enumerate(previous)
-            for file in one.files
-        )
-        return cls(tuple(sources), tuple(files))
-
-    def chunks(self) -> list[tuple[ScoreFile, ...]]:
-        """The files in groups of one task's size."""
-        starts = range(0, len(self.files), FILES_A_TASK)
-        return [self.files[start : start + FILES_A_TASK] for start in starts]
-
-    def index(self, keys: Sequence[Keys | None]) -> KnownScores:
-        """The index of all files, from the keys of each; a warning names those without any."""
-        for file, found in zip(self.files, keys, strict=True):
-            if found is None:
-                url = storage.join(self.sources[file.source].url, file.name)
-                log.warning("Not reused: %s is damaged.", url)
-        return KnownScores.index(self.sources, self.files, keys)
+        for one in serving
+    )
+    files = [
+        ScoreFile(place, file.name, file.sha256)
+        for place, one in enumerate(serving)
+        for file in one.files
+    ]
+    if not files:
+        return None
+    chunks = [tuple(files[at : at + _FILES_A_TASK]) for at in range(0, len(files), _FILES_A_TASK)]
+    keys = [each for chunk in map_shared(read_keys, sources, chunks) for each in chunk]
+    for file, found in zip(files, keys, strict=True):
+        if found is None:
+            url = storage.join(sources[file.source].url, file.name)
+            log.warning("Not reused: %s is damaged.", url)
+    return KnownScores.index(sources, files, keys)
 
 
 def _look_at(path: str, profile: str | None) -> Previous:
