@@ -130,7 +130,9 @@ class KnownScores:
         content = Store(source.url, source.profile).read(name)
         committed = self.files["sha256"][number].as_py()
         if content is not None and hashlib.sha256(content).hexdigest() == committed:
-            return score_files.read_scores(content, source.stages)
+            stored = score_files.read_scores(content, source.stages)
+            if stored is not None:
+                return stored
         log.warning(
             "%s has gone or is damaged; its pairs are scored.", storage.join(source.url, name)
         )

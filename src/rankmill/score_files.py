@@ -48,10 +48,16 @@ def to_bytes(pairs: ScoredPairsOfShard) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_scores(content: bytes, stages: Sequence[int]) -> pa.Table:
-    """The pairs of some stages, as `schema.SCORES`."""
-    table = pa.ipc.open_file(content).read_all()
-    return table.filter(pa.array(np.isin(table.column("stage").to_numpy(), stages)))
+def read_scores(content: bytes, stages: Sequence[int]) -> pa.Table | None:
+    """The pairs of some stages, as `schema.SCORES`; None for what is no score file."""
+    try:
+        table = pa.ipc.open_file(content).read_all()
+    except pa.ArrowInvalid:
+        return None
+    if table.schema != schema.SCORES:
+        return None
+    score, stage = (table.column(name).to_numpy() for name in ("score", "stage"))
+    return table.filter(pa.array(np.isin(stage, stages) & np.isfinite(score)))
 
 
 def read_query_keys(url: str, profile: str | None) -> Keys | None:
