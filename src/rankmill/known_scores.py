@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +97,7 @@ class KnownScores:
 
         Raises `OSError` when a store cannot be reached.
         """
-        score, tokens, dropped = (
-            getattr(FoundScores.none(len(keys)), name) for name in ("score", "tokens", "dropped")
-        )
+        found = FoundScores.none(len(keys))
         damaged = False
         queries, query = np.unique(keys, return_inverse=True)
         low, high = (np.searchsorted(self.key, queries, side) for side in ("left", "right"))
@@ -108,7 +106,7 @@ class KnownScores:
         for number in np.unique(holders).tolist():
             has = np.zeros(len(queries), bool)
             has[held[holders == number]] = True
-            wanted = np.flatnonzero(has[query] & np.isnan(score))
+            wanted = np.flatnonzero(has[query] & np.isnan(found.score))
             if not len(wanted):
                 continue
             stored = self._read(number)
@@ -118,10 +116,10 @@ class KnownScores:
             place = pc.index_in(digests.take(pa.array(wanted)), stored["pair"])
             known = wanted[place.is_valid().to_numpy(zero_copy_only=False)]
             at = place.drop_null()
-            score[known] = stored["score"].take(at).to_numpy()
-            tokens[known] = stored["tokens"].take(at).to_numpy()
-            dropped[known] = stored["tokens_dropped"].take(at).to_numpy()
-        return FoundScores(score, tokens, dropped, damaged)
+            found.score[known] = stored["score"].take(at).to_numpy()
+            found.tokens[known] = stored["tokens"].take(at).to_numpy()
+            found.dropped[known] = stored["tokens_dropped"].take(at).to_numpy()
+        return replace(found, damaged=damaged)
 
     def _read(self, number: int) -> pa.Table | None:
         """The usable pairs of a file; None when it is not what was committed."""
