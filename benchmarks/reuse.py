@@ -1,7 +1,7 @@
 """What reusing an earlier run's scores saves, and what looking them up costs.
 
-    python benchmarks/reuse.py [CANDIDATES.parquet] [--model demo] [--queries 225] [--depth 100]
-        [--changed 0.05] [--rows 1000000]
+    python benchmarks/reuse.py [CANDIDATES.parquet] [--documents title,text] [--model demo]
+        [--queries 225] [--depth 100] [--changed 0.05] [--rows 1000000]
 
 With CANDIDATES (a table of pairs): a run, the text of a share of the documents changed, a second
 run that reuses the first; seconds of both, with start-up, on a cluster that is already up.
@@ -57,17 +57,17 @@ def run(
     return time.perf_counter() - started, result
 
 
-def change_documents(source: Path, target: Path, share: float) -> None:
+def change_documents(source: Path, target: Path, column: str, share: float) -> None:
     """The same table with another text for a share of the documents, chosen by their ids."""
     table = pq.read_table(source)
     drawn = [
         zlib.crc32(str(doc).encode()) % 10_000 < share * 10_000
         for doc in table.column("doc_id").to_pylist()
     ]
-    texts = table.column("document").to_pylist()
+    texts = table.column(column).to_pylist()
     changed = [f"{text} Revised." if new else text for text, new in zip(texts, drawn)]
-    place = table.column_names.index("document")
-    pq.write_table(table.set_column(place, "document", pa.array(changed)), target)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(changed)), target)
 
 
 def shuffle_lists(source: Path, target: Path) -> None:
@@ -91,6 +91,7 @@ def main() -> None:
     """Measure and print a line a run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("candidates", type=Path, nargs="?")
+    parser.add_argument("--documents", default="document", help="columns, joined by commas")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--queries", type=int)
     parser.add_argument("--depth", type=int)
@@ -101,19 +102,19 @@ def main() -> None:
     try:
         print(describe_machine())
         if asked.candidates is not None:
-            in_a_process(change_documents, asked.candidates, root / "new.parquet", asked.changed)
+            old, new, columns = asked.candidates, root / "new.parquet", asked.documents.split(",")
+            in_a_process(change_documents, old, new, columns[-1], asked.changed)
         if asked.rows:
             in_a_process(make_input, root / "in", asked.rows, 400)
             in_a_process(shuffle_lists, root / "in", root / "shuffled")
         with pipeline.connected(ComputeConfig()):
             if asked.candidates is not None:
-                cut = {"limit": asked.queries, "depth": asked.depth}
+                table: dict[str, Setting] = {"columns": {"document": columns}}
+                cut = table | {"limit": asked.queries, "depth": asked.depth}
                 # The first run of a model converts it, and the first tasks import torch.
-                run(asked.candidates, root / "warm", asked.model, limit=2)
-                full, _ = run(asked.candidates, root / "old", asked.model, **cut)
-                again, found = run(
-                    root / "new.parquet", root / "new", asked.model, root / "old", **cut
-                )
+                run(old, root / "warm", asked.model, **(table | {"limit": 2}))
+                full, _ = run(old, root / "old", asked.model, **cut)
+                again, found = run(new, root / "new", asked.model, root / "old", **cut)
                 counters = found.counters
                 print(
                     f"{asked.model}: full {full:.1f} s, with {asked.changed:.0%} of the documents "
