@@ -21,6 +21,8 @@ from rankmill.models import locate
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Idle workers stay for the next run: most of a small run is waiting for processes to start.
+os.environ.setdefault("RAY_num_workers_soft_limit", "6")
 # Ray's workers find what stands beside the tests: scorers of one's own.
 _BESIDE = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _BESIDE))

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.data import DataContext
 from ray.data._internal.logical.optimizers import get_execution_plan
+from ray.exceptions import WorkerCrashedError
 
 from conftest import make_pairs
 from rankmill import pipeline, plan
@@ -180,6 +183,20 @@ print("on", sorted(ray.get([actor.which.remote() for actor in actors], timeout=6
 def test_tasks_share_an_object_and_answer_in_order(ray_cluster: None) -> None:
     found = pipeline.map_shared(lambda words, place: words[place], ["a", "b", "c"], [2, 0, 1])
     assert list(found) == ["c", "a", "b"]
+
+
+def test_a_process_that_was_interrupted_while_it_loaded_a_tokenizer_is_not_used_again(
+    prepared: Prepared, ray_cluster: None
+) -> None:
+    class Interrupted:
+        def tokenizer(self, rules: object) -> None:
+            raise KeyboardInterrupt
+
+    profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
+    settings = replace(_stage_settings(prepared, profile), description=Interrupted())
+    task = ray.remote(max_retries=0)(pipeline.tokenize_block)
+    with pytest.raises(WorkerCrashedError):
+        ray.get(task.remote(pa.table({}), settings, Bounds(prepared.store, 60)))
 
 
 def test_a_task_whose_process_dies_again_and_again_ends_with_a_remedy(ray_cluster: None) -> None:

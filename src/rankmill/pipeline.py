@@ -341,7 +341,14 @@ def tokenize_block(
     shared: ray.ObjectRef[KnownScores] | None = None,
 ) -> pa.Table:
     """Tokenize the envelopes of a block. shared: what is known of their pairs."""
-    tokenizer = _tokenizer(settings.description, settings.rules)
+    try:
+        tokenizer = _tokenizer(settings.description, settings.rules)
+    except BaseException as error:
+        if is_interrupt(error):
+            # A run that ends cancels its tasks. One that was importing leaves C extensions half
+            # loaded, and Ray would give this process to a later run's task.
+            os._exit(1)
+        raise
     known = None if shared is None else ray.get(shared)
     return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds, known))
 
