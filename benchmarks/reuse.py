@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +43,16 @@ def run(
     model: str,
     old: Path | None = None,
     double: StandIn | None = None,
-    **settings: Setting,
+    cut: Mapping[str, Setting] | None = None,
 ) -> tuple[float, job.RunResult]:
-    """Seconds of a run and its result."""
+    """Seconds of a run and its result. cut: settings of the input."""
     overrides: dict[str, Setting] = {
         "input.path": str(source),
         "output.path": str(output),
         "model.name": model,
         "reuse": [] if old is None else [str(old)],
     }
-    named = {f"input.{name}": value for name, value in settings.items() if value is not None}
+    named = {f"input.{name}": value for name, value in (cut or {}).items() if value is not None}
     started = time.perf_counter()
     result = job.rerank(load_config(overrides=overrides | named), model=double)
     return time.perf_counter() - started, result
@@ -112,9 +113,9 @@ def main() -> None:
                 table: dict[str, Setting] = {"columns": {"document": columns}}
                 cut = table | {"limit": asked.queries, "depth": asked.depth}
                 # The first run of a model converts it, and the first tasks import torch.
-                run(old, root / "warm", asked.model, **(table | {"limit": 2}))
-                full, _ = run(old, root / "old", asked.model, **cut)
-                again, found = run(new, root / "new", asked.model, root / "old", **cut)
+                run(old, root / "warm", asked.model, cut=table | {"limit": 2})
+                full, _ = run(old, root / "old", asked.model, cut=cut)
+                again, found = run(new, root / "new", asked.model, root / "old", cut=cut)
                 counters = found.counters
                 print(
                     f"{asked.model}: full {full:.1f} s, with {asked.changed:.0%} of the documents "
@@ -122,7 +123,7 @@ def main() -> None:
                     f"scored, {counters.pairs_reused:,} reused"
                 )
             if asked.rows:
-                run(root / "in", root / "first", "stand-in", double=StandIn(), limit=2)
+                run(root / "in", root / "first", "stand-in", double=StandIn(), cut={"limit": 2})
                 for name, source, old in (
                     ("scored", "in", None),
                     ("reused", "in", root / "scored"),
