@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from conftest import make_pairs
+from ranked_runs import candidates as given
+from ranked_runs import commit_run, ranked_part
 from rankmill import cli, markers, plan
+from rankmill.evaluate_command import name_runs
 
 COMMANDS = sorted(get_command(cli.app).commands)
 
@@ -112,9 +116,17 @@ def test_the_help_of_every_command_has_an_example(command):
 
 
 def test_the_commands_of_the_contract_are_there():
-    assert {"demo", "rerank", "plan", "status", "report", "evaluate", "export", "models"} <= set(
-        COMMANDS
-    )
+    assert {
+        "compare",
+        "demo",
+        "evaluate",
+        "export",
+        "models",
+        "plan",
+        "report",
+        "rerank",
+        "status",
+    } <= set(COMMANDS)
 
 
 # What a finished run prints
@@ -455,6 +467,122 @@ def test_evaluate_prints_each_metric_by_its_name(rankmill, finished, tmp_path):
         ).out
     )
     assert "metric baseline ranked difference" in shown
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_per_query_files_are_written_by_their_ending(rankmill, judged_table, tmp_path, ending):
+    ranked, qrels = judged_table
+    path = tmp_path / f"queries.{ending}"
+    done = rankmill(
+        *(
+            "evaluate",
+            ranked,
+            "--qrels",
+            qrels,
+            "--metrics",
+            "mrr,hit@1",
+            "--baseline",
+            "bm25_rank",
+        ),
+        *("--per-query", path),
+    )
+    assert done.code == 0
+    frame = pd.read_parquet(path) if ending == "parquet" else pd.read_csv(path)
+    assert list(frame) == ["query_id", "mrr", "hit@1", "mrr:bm25_rank", "hit@1:bm25_rank"]
+    assert list(frame["mrr"]) == [1.0, 0.5]
+    assert list(tmp_path.glob("*")) == [path]
+
+
+def test_a_per_query_file_of_no_known_ending_is_refused_at_once(rankmill, tmp_path):
+    done = rankmill(
+        "evaluate", "no-table", "--qrels", "none", "--per-query", tmp_path / "queries.xls"
+    )
+    assert done.code == 2
+    assert ".parquet or .csv" in done.err
+
+
+@pytest.fixture
+def judged_table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two queries, of which one is answered first, and judgements."""
+    folder = tmp_path_factory.mktemp("judged")
+    rows = {
+        "query_id": ["q0", "q0", "q1", "q1"],
+        "doc_id": ["a", "b", "a", "b"],
+        "rerank_rank": [1, 2, 1, 2],
+        "bm25_rank": [2, 1, 2, 1],
+        "language": ["en", "en", "[ja]", "[ja]"],
+    }
+    pq.write_table(pa.table(rows), folder / "ranked.parquet")
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0\ta\t1\nq1\tb\t1\n")
+    return folder / "ranked.parquet", folder / "qrels.tsv"
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_everything_that_evaluate_shows_fits_the_width(
+    rankmill, judged_table, tmp_path, monkeypatch, columns
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    ranked, qrels = judged_table
+    other = tmp_path / "other.parquet"
+    shutil.copy(ranked, other)
+    done = rankmill(
+        *(
+            "evaluate",
+            ranked,
+            other,
+            "--qrels",
+            qrels,
+            "--baseline",
+            "bm25_rank",
+            "--by",
+            "language",
+        ),
+        *("--depths", "1,2"),
+    )
+    assert max(map(len, done.out.splitlines())) <= columns
+    out = plain(done.out)
+    assert "recall@100 bm25_rank 1.0000 ranked 1.0000 +0.0000" in out
+    assert "[ja] 1 ndcg@10 ranked 0.6309 -0.3691" in out
+    assert "all 4 0.8155" in out
+    assert "10,000 draws each" in out
+    assert "other: 0 judged queries missing, 0 queries without judgements" in out
+    assert "2 of 4 documents unjudged" in out
+
+
+def test_parts_that_a_shell_lists_are_one_run_and_others_are_named_apart():
+    parts = ["x/ranked/part-00000.parquet", "x/ranked/part-00001.parquet"]
+    assert name_runs(parts) == {"ranked": parts}
+    assert name_runs(["a/ranked/", "b/ranked"]) == {"a/ranked": "a/ranked/", "b/ranked": "b/ranked"}
+    assert list(name_runs(["a.parquet", "b.parquet"])) == ["a", "b"]
+    assert name_runs(["old", *parts]) == {"old": "old", "ranked": parts}
+
+
+# Compare
+
+
+def test_compare_shows_what_changed_and_prints_one_document(rankmill, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    old, new = (
+        commit_run(tmp_path / name, [ranked_part(given([[3.0, 2.0, 1.0], [1.0, 2.0]][:n]))])
+        for name, n in (("old", 2), ("new", 1))
+    )
+    done = rankmill("compare", old, new, "--top", "1,2", "--json")
+    found = json.loads(done.out)
+    assert (found["counts"]["queries_gone"], found["overlap"]["1"]["mean"]) == (1, 1.0)
+    shown = rankmill("compare", old, new)
+    assert "queries 2 1 1 1 0 0" in plain(shown.out)
+    assert "Gone queries, some of them query q1" in plain(shown.out)
+    assert rankmill("compare", old, new, "--top", "ten").code == 2
+
+
+def test_compare_draws_a_page_into_a_folder_that_is_there(rankmill, tmp_path):
+    run = commit_run(tmp_path / "run", [ranked_part(given([[3.0, 2.0]]))])
+    page = tmp_path / "page.html"
+    done = rankmill("compare", run, run, "--html", page, "--json")
+    assert json.loads(done.out)["counts"]["queries_unchanged"] == 1
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    done = rankmill("compare", run, run, "--html", tmp_path / "nowhere" / "page.html")
+    assert (done.code, "There is no folder" in done.err) == (2, True)
 
 
 # Export

@@ -1,5 +1,6 @@
 """Evaluation: trec_eval's numbers, the rules for what is missing, and the paired comparison."""
 
+import gzip
 import json
 import math
 import os
@@ -11,11 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rankmill.errors import ConfigError, InputError
-from rankmill.evaluate import evaluate
+from rankmill.evaluate import evaluate, measures
+from rankmill.evaluate.significance import COLUMNS, compare
 
 DATA = Path(os.environ.get("RANKMILL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+PAIR = ["query_id", "doc_id"]
 
 
 def ranked_frame(*rows):
@@ -26,60 +34,110 @@ def qrels_frame(*rows):
     return pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"])
 
 
-@pytest.fixture(scope="module")
-def cranfield():
-    folder = DATA / "cranfield"
+COLLECTIONS = {"cranfield": (0.3503, 0.2152), "jaquad": (0.9225, None)}
+
+# Our names and trec_eval's.
+NAMES = {
+    **{
+        f"{ours}@{k}": f"{theirs}_{k}"
+        for k in (1, 3, 10, 100)
+        for ours, theirs in (
+            ("ndcg", "ndcg_cut"),
+            ("map", "map_cut"),
+            ("hit", "success"),
+            ("recall", "recall"),
+            ("precision", "P"),
+        )
+    },
+    "ndcg": "ndcg",
+    "map": "map",
+    "mrr": "recip_rank",
+    "recall": "set_recall",
+    "precision": "set_P",
+}
+
+
+@pytest.fixture(scope="module", params=list(COLLECTIONS))
+def collection(request):
+    folder = DATA / request.param
     if not folder.is_dir():
         pytest.skip(f"the test collection is not at {folder}; set RANKMILL_TEST_DATA")
     columns = ["query_id", "doc_id", "bm25_score", "bm25_rank"]
     candidates = pd.read_parquet(folder / "candidates.parquet", columns=columns)
-    return candidates, pd.read_parquet(folder / "qrels.parquet")
+    return request.param, candidates, pd.read_parquet(folder / "qrels.parquet")
+
+
+def by_pytrec_eval(ranked, qrels, order, names=NAMES):
+    """Every query's values by pytrec_eval itself, which wants a score for each place."""
+    judged = {
+        query: dict(zip(rows["doc_id"], rows["relevance"].clip(0).astype(int), strict=True))
+        for query, rows in qrels.groupby("query_id")
+    }
+    run = {
+        query: dict(zip(rows["doc_id"], rows[order].astype(float), strict=True))
+        for query, rows in ranked.groupby("query_id")
+    }
+    return pytrec_eval.RelevanceEvaluator(judged, set(names.values())).evaluate(run)
 
 
 # Equality with trec_eval
 
 
-def test_bm25_on_cranfield(cranfield):
-    candidates, qrels = cranfield
+def test_bm25_on_a_collection(collection):
+    name, candidates, qrels = collection
     result = evaluate(candidates.rename(columns={"bm25_rank": "rerank_rank"}), qrels)
-    assert result.metrics["ndcg@10"] == pytest.approx(0.3503, abs=5e-5)
-    assert result.metrics["map@10"] == pytest.approx(0.2152, abs=5e-5)
+    ndcg, average_precision = COLLECTIONS[name]
+    assert result.metrics["ndcg@10"] == pytest.approx(ndcg, abs=5e-5)
+    if average_precision is not None:
+        assert result.metrics["map@10"] == pytest.approx(average_precision, abs=5e-5)
     assert result.queries_judged == len(result.per_query) == qrels["query_id"].nunique()
     assert result.queries_missing == result.queries_unjudged == 0
     assert result.documents_judged + result.documents_unjudged == len(candidates)
 
 
-def test_every_query_equals_pytrec_eval_called_directly(cranfield):
-    candidates, qrels = cranfield
+def test_every_query_equals_pytrec_eval_called_directly(collection):
+    _, candidates, qrels = collection
     shuffled = candidates.sample(frac=1, random_state=7)
     shuffled["rerank_score"] = np.random.default_rng(3).permutation(len(candidates))
-    names = {
-        "ndcg@10": "ndcg_cut_10",
-        "ndcg@3": "ndcg_cut_3",
-        "map@10": "map_cut_10",
-        "map@100": "map_cut_100",
-        "hit@1": "success_1",
-        "hit@10": "success_10",
-        "recall@100": "recall_100",
-        "precision@5": "P_5",
-        "mrr@100": "recip_rank",
-    }
-    result = evaluate(shuffled, qrels, metrics=list(names))
-    judged = {
-        query: dict(zip(rows["doc_id"], rows["relevance"], strict=True))
-        for query, rows in qrels.groupby("query_id")
-    }
-    run = {
-        query: dict(zip(rows["doc_id"], rows["rerank_score"].astype(float), strict=True))
-        for query, rows in shuffled.groupby("query_id")
-    }
-    direct = pytrec_eval.RelevanceEvaluator(judged, set(names.values())).evaluate(run)
-    for _, row in result.per_query.iterrows():
-        for ours, theirs in names.items():
-            assert row[ours] == pytest.approx(direct[row["query_id"]][theirs], abs=1e-6)
-    for ours, theirs in names.items():
-        mean = np.mean([found[theirs] for found in direct.values()])
-        assert result.metrics[ours] == pytest.approx(mean, abs=1e-6)
+    result = evaluate(shuffled, qrels, metrics=list(NAMES))
+    direct = by_pytrec_eval(shuffled, qrels, "rerank_score")
+    theirs = pd.DataFrame(
+        [[direct[query][name] for name in NAMES.values()] for query in result.per_query["query_id"]]
+    )
+    np.testing.assert_allclose(result.per_query[list(NAMES)], theirs, rtol=0, atol=1e-6)
+    assert list(result.metrics.values()) == pytest.approx(list(theirs.mean()), abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_random_tables_equal_pytrec_eval(seed):
+    rng = np.random.default_rng(seed)
+    queries, documents = rng.integers(1, 6), rng.integers(1, 12)
+    pairs = [(f"q{q}", f"d{d}") for q in range(queries) for d in range(documents)]
+    kept = rng.random(len(pairs)) < 0.7
+    ranked = pd.DataFrame([pair for pair, keep in zip(pairs, kept) if keep], columns=PAIR)
+    ranked["rerank_score"] = rng.permutation(len(ranked))
+    qrels = pd.DataFrame(pairs, columns=PAIR).assign(relevance=rng.integers(-1, 4, len(pairs)))
+    qrels = qrels[rng.random(len(pairs)) < 0.5]
+    # One that is found, so that there is something to judge.
+    qrels = pd.concat([qrels_frame(("found", "d", 1)), qrels])
+    ranked = pd.concat([ranked, pd.DataFrame([("found", "d", 1)], columns=[*PAIR, "rerank_score"])])
+    result = evaluate(ranked, qrels, metrics=list(NAMES))
+    direct = by_pytrec_eval(ranked, qrels, "rerank_score")
+    assert "found" in set(result.per_query["query_id"])
+    for row in result.per_query.to_dict("records"):
+        theirs = direct.get(row["query_id"], {})
+        for ours, name in NAMES.items():
+            assert row[ours] == pytest.approx(theirs.get(name, 0.0), abs=1e-6), ours
+
+
+def test_queries_are_measured_some_at_a_time_with_the_same_result(monkeypatch):
+    ranked = ranked_frame(*[(f"q{q}", f"d{d}", d) for q in range(7) for d in range(5)])
+    ranked = ranked[ranked["query_id"] != "q3"]
+    qrels = qrels_frame(*[(f"q{q}", f"d{(q + d) % 6}", d + 1) for q in range(7) for d in range(2)])
+    whole = evaluate(ranked, qrels, metrics=list(NAMES)).per_query
+    monkeypatch.setattr(measures, "_CHUNK", 2)
+    pd.testing.assert_frame_equal(evaluate(ranked, qrels, metrics=list(NAMES)).per_query, whole)
 
 
 # The measures, by hand
@@ -310,6 +368,27 @@ def test_text_qrels_are_told_apart_by_content(tmp_path, name):
     assert list(result.per_query["mrr@10"]) == [1.0, 0.5]
 
 
+@pytest.mark.parametrize("name", QRELS_FILES)
+def test_text_qrels_may_be_compressed(tmp_path, name):
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(QRELS_FILES[name].encode()))
+    found = evaluate(ranked_frame(("q1", "a", 1), ("q2", "b", 1)), path, metrics="mrr")
+    assert found.metrics["mrr"] == 1.0
+
+
+def test_damaged_gzip_is_named(tmp_path):
+    path = tmp_path / "qrels.tsv.gz"
+    path.write_bytes(gzip.compress(QRELS_FILES["trec"].encode())[:-12])
+    with pytest.raises(InputError, match=r"qrels.tsv.gz are damaged"):
+        evaluate(ranked_frame(("q1", "a", 1)), path)
+
+
+def test_parquet_qrels_with_the_columns_of_beir(tmp_path):
+    path = tmp_path / "qrels.parquet"
+    pq.write_table(pa.table({"query-id": ["q"], "corpus-id": ["a"], "score": [1]}), path)
+    assert evaluate(ranked_frame(("q", "a", 1)), path, metrics="hit@1").metrics["hit@1"] == 1.0
+
+
 def test_beir_ids_may_contain_spaces(tmp_path):
     path = tmp_path / "test.tsv"
     path.write_text("query-id\tcorpus-id\tscore\nq 1\tdoc one\t1\n")
@@ -376,7 +455,7 @@ def test_p_value_against_all_sign_flips():
     # Three queries, differences 0.5 each: of 8 sign patterns, 2 are as extreme.
     ranked, qrels = judged_runs(3, better=lambda q: True)
     row = evaluate(ranked, qrels, metrics="mrr@10", baseline="bm25_rank").baseline.iloc[0]
-    assert row["p_value"] == pytest.approx(2 / 8, abs=0.02)
+    assert row["p_value"] == 2 / 8
 
 
 def test_a_baseline_score_is_descending_and_its_nulls_were_not_retrieved():
@@ -388,15 +467,208 @@ def test_a_baseline_score_is_descending_and_its_nulls_were_not_retrieved():
     assert list(found["ranked"]) == [1.0, 1.0]
 
 
-def test_comparisons_repeat_exactly(cranfield):
-    candidates, qrels = cranfield
+def test_comparisons_repeat_exactly(collection):
+    _, candidates, qrels = collection
     candidates = candidates.assign(rerank_score=-candidates["bm25_rank"] % 7)
     one, two = (evaluate(candidates, qrels, baseline="bm25_rank").baseline for _ in range(2))
     pd.testing.assert_frame_equal(one, two)
     p_values = one.set_index("metric")["p_value"]
     # Another order of the same 100 documents has the same recall.
     assert p_values.pop("recall@100") == 1.0
-    assert (p_values < 0.01).all()
+    assert (p_values < 0.05).all()
+
+
+def test_ties_of_a_baseline_do_not_follow_the_run():
+    # The rows stand in the run's order, best first; a baseline that knows nothing is at chance.
+    rows = [(f"q{q}", f"d{q}-{d}", d + 1, 0.0) for q in range(300) for d in range(10)]
+    ranked = pd.DataFrame(rows, columns=[*PAIR, "rerank_rank", "first_stage"])
+    qrels = qrels_frame(*[(f"q{q}", f"d{q}-0", 1) for q in range(300)])
+    row = evaluate(ranked, qrels, metrics="hit@1", baseline="first_stage").baseline.iloc[0]
+    assert row["ranked"] == 1.0
+    assert row["baseline"] == pytest.approx(0.1, abs=0.06)
+
+
+def test_the_bootstrap_test_agrees_with_the_t_test_where_there_are_many_queries():
+    rng = np.random.default_rng(5)
+    reference = rng.random((400, 1))
+    values = reference + rng.normal(0.02, 0.2, (400, 1))
+    found = compare(values, reference).iloc[0]
+    expected = scipy.stats.ttest_rel(values[:, 0], reference[:, 0])
+    assert found["p_bootstrap"] == pytest.approx(expected.pvalue, abs=0.02)
+    assert found["p_value"] == pytest.approx(expected.pvalue, abs=0.02)
+    low, high = expected.confidence_interval()
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.003)
+    difference = (values - reference)[:, 0]
+    assert found[["better", "equal", "worse"]].sum() == 400
+    assert found["better"] == (difference > 0).sum()
+
+
+def test_the_bootstrap_says_nothing_of_differences_that_do_not_vary():
+    found = compare(np.ones((3, 1)), np.zeros((3, 1))).iloc[0]
+    assert math.isnan(found["p_bootstrap"])
+
+
+def test_of_a_single_query_nothing_is_tested():
+    ranked, qrels = judged_runs(1, better=lambda q: True)
+    row = evaluate(ranked, qrels, metrics="mrr", baseline="bm25_rank").to_json()["baseline"]["mrr"]
+    assert (row["difference"], row["better"]) == (0.5, 1)
+    assert {row[name] for name in ("low", "high", "p_value", "p_bootstrap")} == {None}
+
+
+# Several runs
+
+
+def three_runs():
+    first, qrels = judged_runs(40, better=lambda q: q % 2 == 0)
+    second = first.assign(rerank_rank=first["bm25_rank"])
+    partial = first[first["query_id"] != "q1"]
+    return {"first": first, "second": second, "partial": partial}, qrels
+
+
+def test_runs_stand_side_by_side_against_the_first():
+    runs, qrels = three_runs()
+    found = evaluate(runs, qrels, metrics="mrr,hit@1")
+    rows = found.runs.set_index(["metric", "run"])
+    assert found.reference == "first"
+    assert found.metrics == {"mrr": 1.0, "hit@1": 1.0}
+    assert list(rows.loc["mrr", "value"]) == pytest.approx([1.0, 0.75, 39 / 40])
+    assert list(rows.loc["hit@1", "difference"])[1:] == pytest.approx([-0.5, -1 / 40])
+    assert math.isnan(rows.loc[("mrr", "first"), "difference"])
+    assert rows.loc[("mrr", "second"), "worse"] == 20
+    assert list(found.per_query) == [
+        *("query_id", "mrr", "hit@1", "mrr:second", "hit@1:second", "mrr:partial", "hit@1:partial")
+    ]
+    document = found.to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["metrics"] == document["runs"]["first"]["metrics"] == found.metrics
+    assert document["runs"]["first"]["differences"] == {}
+    assert document["runs"]["partial"]["counts"]["queries_missing"] == 1
+    assert document["runs"]["second"]["differences"]["mrr"]["difference"] == -0.25
+
+
+def test_a_difference_between_runs_is_the_one_against_a_baseline():
+    runs, qrels = three_runs()
+    beside = evaluate(runs, qrels, metrics="mrr").runs.set_index("run").loc["second"]
+    alone = evaluate(
+        runs["second"]
+        .assign(base=runs["first"]["rerank_rank"])
+        .rename(columns={"base": "base_rank"}),
+        qrels,
+        metrics="mrr",
+        baseline="base_rank",
+    ).baseline.iloc[0]
+    assert list(beside[list(COLUMNS)]) == pytest.approx(list(alone[list(COLUMNS)]), abs=1e-12)
+
+
+def test_with_a_baseline_every_run_is_compared_with_it():
+    runs, qrels = three_runs()
+    found = evaluate(runs, qrels, metrics="mrr", baseline="bm25_rank")
+    assert found.reference == "bm25_rank"
+    assert list(found.runs["difference"]) == pytest.approx([0.25, 0.0, 0.225])
+    assert found.baseline["difference"][0] == 0.25
+    assert list(found.per_query)[:3] == ["query_id", "mrr", "mrr:bm25_rank"]
+
+
+# Slices
+
+
+def sliced(ranked, qrels, by, **options):
+    return evaluate(ranked, qrels, metrics="mrr", by=by, **options).slices.set_index("slice")
+
+
+def test_slices_of_a_text_column_and_their_means():
+    ranked, qrels = judged_runs(10, better=lambda q: True)
+    number = ranked["query_id"].str[1:].astype(int)
+    ranked["rerank_rank"] = np.where(number < 4, ranked["bm25_rank"], ranked["rerank_rank"])
+    ranked["language"] = pd.Categorical(np.where(number < 4, "ja", "en"))
+    found = sliced(ranked, qrels, "language", baseline="bm25_rank")
+    assert dict(found["queries"]) == {"en": 6, "ja": 4}
+    assert dict(found["value"]) == {"en": 1.0, "ja": 0.5}
+    assert dict(found["difference"]) == {"en": 0.5, "ja": 0.0}
+    assert found.loc["ja", "p_value"] == 1.0
+
+
+def test_numbers_are_cut_at_quartiles_and_equal_ones_are_not_parted():
+    ranked, qrels = judged_runs(16, better=lambda q: True)
+    number = ranked["query_id"].str[1:].astype(int)
+    ranked["length"] = np.where(number < 6, 1, number)
+    found = sliced(ranked, qrels, ["length"])
+    assert dict(found["queries"]) == {"1": 6, "6 to 7": 2, "8 to 11": 4, "12 to 15": 4}
+
+
+def test_few_numbers_and_booleans_are_slices_themselves():
+    ranked, qrels = judged_runs(6, better=lambda q: True)
+    number = ranked["query_id"].str[1:].astype(int)
+    ranked = ranked.assign(hops=number % 3, long=number > 1)
+    found = evaluate(ranked, qrels, metrics="mrr", by=["hops", "long"]).slices
+    assert list(found["by"] + "=" + found["slice"]) == [
+        *("hops=0", "hops=1", "hops=2", "long=False", "long=True")
+    ]
+    assert list(found["queries"]) == [2, 2, 2, 2, 4]
+
+
+def test_queries_without_a_value_are_a_slice_of_their_own():
+    ranked, qrels = judged_runs(3, better=lambda q: True)
+    ranked = ranked[ranked["query_id"] != "q2"].assign(topic=["x", "x", None, None])
+    assert dict(sliced(ranked, qrels, "topic")["queries"]) == {"x": 1, "(no value)": 2}
+
+
+def test_columns_of_a_table_of_queries(tmp_path):
+    ranked, qrels = judged_runs(4, better=lambda q: True)
+    table = pa.table({"query_id": ["q0", "q1", "q3", "other"], "kind": ["a", "a", "b", "b"]})
+    pq.write_table(table, tmp_path / "queries.parquet")
+    found = sliced(ranked.assign(kind="not this"), qrels, "kind", queries=tmp_path)
+    assert dict(found["queries"]) == {"a": 2, "b": 1, "(no value)": 1}
+
+
+def test_a_column_that_is_not_the_querys_is_no_slice():
+    ranked, qrels = judged_runs(3, better=lambda q: True)
+    ranked = pd.concat([ranked, ranked.assign(doc_id="d9", rerank_rank=3)])
+    with pytest.raises(InputError, match=r"doc_id is not one to slice by: 3 queries"):
+        evaluate(ranked, qrels, by="doc_id")
+    with pytest.raises(InputError, match="no column colour to slice by"):
+        evaluate(ranked, qrels, by="colour")
+
+
+# Depth
+
+
+def test_quality_against_depth_on_a_table_made_by_hand():
+    rows = [("q", f"d{d}", rank, d + 1) for d, rank in enumerate([4, 3, 2, 1])]
+    ranked = pd.DataFrame(rows, columns=[*PAIR, "rerank_rank", "bm25_rank"])
+    found = evaluate(
+        ranked, qrels_frame(("q", "d2", 1)), metrics="mrr", baseline="bm25_rank", depths="1,3,9"
+    ).depths
+    # d2 is third; among the first three it is best; of all four it is second.
+    assert list(found["depth"]) == ["0", "1", "3", "9", "all"]
+    assert list(found["value"]) == [1 / 3, 1 / 3, 1.0, 1 / 2, 1 / 2]
+    assert list(found["pairs"]) == [0, 1, 3, 4, 4]
+
+
+def test_depths_equal_a_run_that_reranked_no_more(collection):
+    _, candidates, qrels = collection
+    candidates = candidates.assign(
+        rerank_score=np.random.default_rng(1).random(len(candidates)) - candidates["bm25_rank"] / 50
+    )
+    candidates["rerank_rank"] = candidates.groupby("query_id")["rerank_score"].rank(ascending=False)
+    found = evaluate(
+        candidates, qrels, metrics="ndcg@10", baseline="bm25_rank", depths=[5, 20]
+    ).depths.set_index("depth")
+    for depth in (5, 20):
+        below = candidates["bm25_rank"] > depth
+        cut = candidates.assign(
+            rerank_rank=candidates["rerank_rank"] + below * 1e6 * candidates["bm25_rank"]
+        )
+        expected = evaluate(cut, qrels, metrics="ndcg@10").metrics["ndcg@10"]
+        assert found.loc[str(depth), "value"] == pytest.approx(expected)
+
+
+def test_depths_need_the_first_stage_and_are_numbers():
+    ranked, qrels = judged_runs(3, better=lambda q: True)
+    with pytest.raises(ConfigError, match="order of the first stage"):
+        evaluate(ranked, qrels, depths=[5])
+    with pytest.raises(ConfigError, match="0, x are not numbers"):
+        evaluate(ranked, qrels, baseline="bm25_rank", depths=[0, "x"])
 
 
 # Output
@@ -410,7 +682,8 @@ def test_to_json_is_plain_json():
     assert document["metrics"] == result.metrics
     assert document["counts"]["queries_judged"] == 4
     assert document["baseline"]["mrr@10"]["ranked"] == 1.0
-    assert evaluate(ranked, qrels).to_json()["baseline"] is None
+    plain = evaluate(ranked, qrels).to_json()
+    assert {plain[name] for name in ("baseline", "runs", "slices", "depths", "tests")} == {None}
 
 
 # Errors
@@ -439,7 +712,17 @@ QRELS = qrels_frame(("q", "a", 1))
             qrels_frame(("q", "a", 1), ("q", "a", 2)),
             ["document a of query q", "twice"],
         ),
-        (ranked_frame(("q-1", "a", 1)), QRELS, ["['q-1']", "['q']"]),
+        (ranked_frame(("q-1", "a", 1)), QRELS, ["'q-1'", "'q'"]),
+        (
+            ranked_frame(("question number one", "a", 1)),
+            qrels_frame(("17", "a", 1)),
+            ["'ques…' (19 characters)", "'17'"],
+        ),
+        (
+            ranked_frame(("q", "document/1", 1), ("q", "document/2", 2)),
+            qrels_frame(("q", "DOC-1", 1)),
+            ["None of the 2 ranked documents", "'docu…' (10 characters)", "'DOC-…' (5 characters)"],
+        ),
         (ranked_frame()[:0], QRELS, ["0 ranked queries"]),
         (ranked_frame(("q", "a", "first")), QRELS, ["rerank_rank", "string"]),
         (ranked_frame(("q", 0.5, 1)), QRELS, ["doc_id", "double"]),
@@ -459,7 +742,7 @@ def test_a_missing_baseline_column_is_named():
         evaluate(ranked_frame(("q", "a", 1)), QRELS, baseline="bm25_rank")
 
 
-@pytest.mark.parametrize("metric", ["ndcg", "ndcg@", "ndcg@0", "ndcg@-1", "bleu@10", "", "map@1.5"])
+@pytest.mark.parametrize("metric", ["hit", "ndcg@", "ndcg@0", "ndcg@-1", "bleu@10", "", "map@1.5"])
 def test_an_unknown_metric_names_the_accepted_ones(metric):
     with pytest.raises(ConfigError, match="ndcg@10, map@10, mrr@10, hit@10, recall@10"):
         evaluate(ranked_frame(("q", "a", 1)), QRELS, metrics=[metric])
@@ -468,6 +751,23 @@ def test_an_unknown_metric_names_the_accepted_ones(metric):
 def test_a_mistyped_metric_is_told_the_nearest():
     with pytest.raises(ConfigError, match=r"Did you mean ndcg@10\?"):
         evaluate(ranked_frame(("q", "a", 1)), QRELS, metrics=["nDCG@10"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "meant"),
+    [
+        ("ndcg_cut_10", "ndcg@10"),
+        ("P@5", "precision@5"),
+        ("success@3", "hit@3"),
+        ("recip_rank", "mrr"),
+        ("MAP", "map"),
+        ("recal@100", "recall@100"),
+        ("hit", "hit@10"),
+    ],
+)
+def test_names_of_other_tools_are_told_ours(metric, meant):
+    with pytest.raises(ConfigError, match=rf"Did you mean {meant}\?"):
+        evaluate(ranked_frame(("q", "a", 1)), QRELS, metrics=metric)
 
 
 def test_no_metric():

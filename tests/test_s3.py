@@ -5,6 +5,7 @@ nanio checks every signature and ignores conditional writes; moto checks none an
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -27,9 +28,12 @@ import s3fs
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
 from conftest import make_pairs
-from rankmill import Scorer, job, lease, plan, reuse, storage
+from ranked_runs import candidates, commit_run, ranked_part
+from rankmill import Scorer, cli, job, lease, plan, reuse, storage
+from rankmill.compare import compare
 from rankmill.config import ModelConfig, load_config
 from rankmill.errors import InputError, ModelError, OutputBusy
 from rankmill.export import export
@@ -246,6 +250,29 @@ def test_an_export_from_bucket_to_bucket_is_the_one_on_disk(server, s3_run, loca
         there = pq.read_table(pa.BufferReader(fs.cat_file(f"bucket/training/{name}")))
         assert there.equals(pq.read_table(tmp_path / "training" / name))
     assert fs.exists("bucket/training/_SUCCESS")
+
+
+@only_nanio
+def test_tables_and_judgements_on_s3_are_measured_and_runs_compared(server, reached, tmp_path):
+    runs = [
+        commit_run(tmp_path / name, [ranked_part(candidates(scores))])
+        for name, scores in (("old", [[1.0, 2.0], [1.0, 2.0]]), ("new", [[2.0, 1.0], [1.0, 2.0]]))
+    ]
+    fs = server.filesystem()
+    for run in runs:
+        fs.put(f"{run}/", f"bucket/{Path(run).name}/", recursive=True)
+    judged = b"query-id\tcorpus-id\tscore\nq0\td0-0\t1\nq1\td1-0\t1\n"
+    fs.pipe_file("bucket/qrels.tsv.gz", gzip.compress(judged))
+    command = ["evaluate", "s3://bucket/old", "s3://bucket/new", "--metrics", "hit@1", "--json"]
+    command += ["--qrels", "s3://bucket/qrels.tsv.gz", "--per-query", "s3://bucket/queries.parquet"]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["runs"]
+    assert [found[name]["metrics"]["hit@1"] for name in ("old", "new")] == [0.0, 0.5]
+    table = pq.read_table(pa.BufferReader(fs.cat_file("bucket/queries.parquet")))
+    assert table.column_names == ["query_id", "hit@1", "hit@1:new"]
+    changed = compare("s3://bucket/old", "s3://bucket/new").changes.counts
+    assert changed["queries_unchanged"] == 1
 
 
 def test_no_credential_is_stored(s3_run):

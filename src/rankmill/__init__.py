@@ -13,10 +13,10 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# Compare, evaluate and export at once, because function and package have one name.
+from rankmill.compare import Comparison, compare
 from rankmill.config import RunConfig, load_config
 from rankmill.errors import RankmillError
-
-# At once, because function and module have one name.
 from rankmill.evaluate import Evaluation, evaluate
 from rankmill.export import ExportResult, export
 from rankmill.masking import mask_record
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logging.getLogger("rankmill").addFilter(mask_record)
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "ExportResult",
     "Profile",
@@ -42,6 +43,7 @@ __all__ = [
     "Scorer",
     "ScorerModel",
     "TokenBatch",
+    "compare",
     "evaluate",
     "export",
     "load_config",

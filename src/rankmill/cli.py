@@ -6,15 +6,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from rankmill import console, job, model_tables
+from rankmill.compare_command import compare_command
 from rankmill.config import RunConfig, has_credentials, load_config
 from rankmill.errors import ConfigError, RankmillError
-from rankmill.evaluate import METRICS, evaluate
+from rankmill.evaluate_command import evaluate_command
 from rankmill.export_command import export_command
 from rankmill.models.presets import presets
 from rankmill.prepared import prepare
@@ -187,40 +188,8 @@ def report(
     print(draw_report(output, profile, texts))
 
 
-@app.command("evaluate")
-def evaluate_command(
-    ranked: Annotated[list[str], typer.Argument(help="Ranked tables: the files of one run.")],
-    qrels: Annotated[str, typer.Option(help="Judgements: Parquet, TREC or BEIR TSV.")],
-    metrics: Annotated[str, typer.Option(help="Names joined by commas.")] = ",".join(METRICS),
-    baseline: Annotated[
-        str | None, typer.Option(help="A column with another order, e.g. bm25_rank.")
-    ] = None,
-    prefix: Annotated[str, typer.Option(help="The run's output.column_prefix.")] = "rerank_",
-    query_id: Annotated[str, typer.Option(help="The ranked table's query column.")] = "query_id",
-    doc_id: Annotated[str, typer.Option(help="The ranked table's document column.")] = "doc_id",
-    per_query: Annotated[
-        Path | None, typer.Option(help="Write a row a query to this CSV or Parquet file.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a ranking against judgements.
-
-    [bold]Example[/]
-
-      rankmill evaluate ranked/ --qrels qrels.parquet --baseline bm25_rank
-    """
-    ids = (query_id, doc_id)
-    found = evaluate(ranked, qrels, metrics=metrics, baseline=baseline, prefix=prefix, ids=ids)
-    if per_query is not None:
-        _write_frame(found.per_query, per_query)
-    if as_json:
-        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
-        return
-    out = Console()
-    out.print(console.evaluation_table(found))
-    out.print(console.counts_line(found))
-
-
+app.command("evaluate")(evaluate_command)
+app.command("compare")(compare_command)
 app.command("export")(export_command)
 app.command("quantize")(quantize_command)
 
@@ -307,16 +276,6 @@ def _config(
             "rankmill rerank --help shows examples.",
         )
     return load_config(path, overrides)
-
-
-def _write_frame(frame: Any, path: Path) -> None:  # noqa: ANN401 - a pandas frame
-    try:
-        if path.suffix == ".parquet":
-            frame.to_parquet(path, index=False)
-        else:
-            frame.to_csv(path, index=False)
-    except OSError as error:
-        raise ConfigError(f"--per-query {path} cannot be written: {error}.") from None
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rankmill import runs
 from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
-from rankmill.evaluate import Evaluation
+from rankmill.evaluation_tables import evaluation_table
 from rankmill.export import ExportResult
 from rankmill.masking import mask
 from rankmill.models import presets
@@ -231,29 +231,6 @@ def gate_row(gate: Mapping[str, Any]) -> tuple[str, str]:
     return f"gate {gate['name']} {gate['limit']:g}", f"{found}, {verdict}"
 
 
-def evaluation_table(found: Evaluation) -> Table:
-    """Metrics, beside the baseline's where there is one."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    if found.baseline is None:
-        table.add_column("value", justify="right")
-        for name, value in found.metrics.items():
-            table.add_row(name, f"{value:.4f}")
-        return table
-    for heading in ("baseline", "ranked", "difference", "95 % interval", "p"):
-        table.add_column(heading, justify="right")
-    for row in found.baseline.itertuples():
-        table.add_row(
-            str(row.metric),
-            f"{row.baseline:.4f}",
-            f"{row.ranked:.4f}",
-            f"{row.difference:+.4f}",
-            f"{row.low:+.4f} to {row.high:+.4f}",
-            f"{row.p_value:.4f}",
-        )
-    return table
-
-
 def print_demo(out: Console, found: DemoResult) -> None:
     """What the demo found, and what to do next."""
     out.print(evaluation_table(found.evaluation))
@@ -301,15 +278,6 @@ def export_table(found: ExportResult) -> Table:
     if counts.positives_missing:
         rows.append(("relevant, not in the lists", f"{counts.positives_missing:,}"))
     return facts_table(rows)
-
-
-def counts_line(found: Evaluation) -> str:
-    """What the means stand on."""
-    return (
-        f"{found.queries_judged:,} judged queries ({found.queries_missing:,} missing from the "
-        f"ranking count 0), {found.queries_unjudged:,} queries without judgements left out; "
-        f"{found.documents_unjudged:,} ranked documents unjudged, {found.duplicates:,} doubled."
-    )
 
 
 def facts_table(rows: list[tuple[str, str]]) -> Table:

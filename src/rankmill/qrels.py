@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -23,6 +25,12 @@ TableSource: TypeAlias = pd.DataFrame | pa.Table | str | Path | Sequence[str | P
 
 # trec_eval fills an array as long as the highest relevance: 10^8 took 1.3 s, 2^31 45 s.
 _HIGHEST_RELEVANCE = 1_000_000
+_COLUMNS = ["query_id", "doc_id", "relevance"]
+# BEIR's own, also where its judgements were converted to Parquet.
+_BEIR_COLUMNS = ["query-id", "corpus-id", "score"]
+_GZIP = b"\x1f\x8b"
+# Of an id, an error shows so many characters.
+_SHOWN = 4
 
 
 class Judgements(NamedTuple):
@@ -37,7 +45,8 @@ class Judgements(NamedTuple):
 def read_judgements(source: TableSource) -> Judgements:
     """The judgements of judged queries (those with a relevance above 0).
 
-    source: a frame, a table or Parquet with `query_id, doc_id, relevance`, TREC qrels or BEIR TSV.
+    source: a frame, a table or Parquet with `query_id, doc_id, relevance` (or BEIR's `query-id,
+    corpus-id, score`), TREC qrels or BEIR TSV, also compressed by gzip.
 
     Raises `InputError` for what cannot be read, is empty, or judges a pair twice differently.
     """
@@ -61,21 +70,31 @@ def read_judgements(source: TableSource) -> Judgements:
 
 def _read_qrels(source: TableSource) -> pa.Table:
     """Judgements as query_id, doc_id, relevance, whatever they come as."""
-    columns = ["query_id", "doc_id", "relevance"]
     if not isinstance(source, pd.DataFrame | pa.Table):
         urls = [file.url for file in storage.list_files(_paths(source))]
         with storage.reaching(urls[0]), storage.open_input(urls[0]) as file:
             is_parquet = file.read(4) == b"PAR1"
         if not is_parquet:
             found = [judgement for url in urls for judgement in _text_judgements(url)]
-            return pa.table([[row[at] for row in found] for at in range(3)], names=columns)
-    return read_columns(source, columns, column_names(source), "table of qrels")
+            return pa.table([[row[at] for row in found] for at in range(3)], names=_COLUMNS)
+    names = column_names(source)
+    if set(_BEIR_COLUMNS) <= set(names) and not set(_COLUMNS) <= set(names):
+        beir = read_columns(source, _BEIR_COLUMNS, names, "table of qrels")
+        return beir.rename_columns(_COLUMNS)
+    return read_columns(source, _COLUMNS, names, "table of qrels")
 
 
 def _text_judgements(url: str) -> Iterator[tuple[str, str, int]]:
     """The judgements of a TREC or BEIR file, told apart by the first line."""
     with storage.reaching(url), storage.open_input(url) as file:
         content = file.read()
+    if content.startswith(_GZIP):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputError(
+                f"The qrels {url} are damaged: {str(error).rstrip('.')}.", "Fetch the file again."
+            ) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -150,6 +169,27 @@ def match_pairs(wanted: tuple[pa.Array, pa.Array], known: tuple[pa.Array, pa.Arr
     return np.where(sought < 0, -1, numbers(pa.array(sought), pa.array(key(known))))
 
 
+def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """uint64 [ids], equal for equal ids in every process; a null's is that of no text.
+
+    ids: as `ids_of` gives them.
+    """
+    encoded = ids.dictionary_encode()
+    texts = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    found = np.append(pd.util.hash_array(texts, categorize=False), np.uint64(0))
+    return found[np.asarray(pc.fill_null(encoded.indices, -1), np.int64)]
+
+
+def masked(ids: pa.Array) -> str:
+    """What the first of some ids look like, without showing a whole text where that is the id."""
+    if not len(ids):
+        return "nothing"
+    first = str(ids[0].as_py())
+    if len(first) <= _SHOWN:
+        return repr(first)
+    return f"{first[:_SHOWN] + '…'!r} ({len(first)} characters)"
+
+
 def column_names(source: TableSource) -> list[str]:
     """The columns of a frame, a table, or the first of some Parquet files."""
     if isinstance(source, pd.DataFrame):
@@ -178,6 +218,18 @@ def read_columns(source: TableSource, columns: list[str], names: list[str], wher
     if isinstance(source, pa.Table):
         return source.select(columns)
     return storage.read_table(_paths(source), columns)
+
+
+def stream_columns(
+    source: TableSource, columns: list[str], names: list[str], where: str
+) -> Iterator[pa.Table]:
+    """The rows of `read_columns`, in its order, of files some at a time."""
+    columns = list(dict.fromkeys(columns))
+    if isinstance(source, pd.DataFrame | pa.Table) or not set(columns) <= set(names):
+        yield read_columns(source, columns, names, where)
+        return
+    for batch in storage.read_batches(_paths(source), columns):
+        yield pa.Table.from_batches([batch])
 
 
 def _from_pandas(series: pd.Series) -> pa.Array:

@@ -48,6 +48,15 @@ def rank_rows(
     return Ranking(order[keep], rank[keep], int(np.sum(~keep)))
 
 
+def places(query: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """int64 [rows], the place of each row in its query's list, from 0.
+
+    query: int64 [rows], with the rows of a query together.
+    """
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    return np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query)))
+
+
 def sigmoid(score: Float32) -> Float32:
     """1 / (1 + e^-score), computed in float64 and rounded once; NaN stays NaN."""
     wide = score.astype(np.float64)

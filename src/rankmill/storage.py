@@ -29,6 +29,7 @@ Infos = dict[str, dict[str, object]]
 _GLOB = frozenset("*?[")
 # Seconds. botocore tries five times and would wait a minute each for an endpoint that is silent.
 _CONNECT_TIMEOUT = 5
+_BATCH_ROWS = 2**17
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,49 @@ def read_table(
     For judgements and ranked output of a size that fits the caller's memory. Raises `InputError`
     when nothing is found, a file is not Parquet, or a wanted column is missing.
     """
+    with _opened(paths, columns, profile) as dataset:
+        return dataset.to_table(columns=None if columns is None else list(columns))
+
+
+def read_batches(
+    paths: str | Sequence[str], columns: Sequence[str], profile: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The same rows in the same order, some at a time: a few row groups are in memory.
+
+    Raises `InputError` as `read_table` does.
+    """
+    with _opened(paths, columns, profile) as dataset:
+        # Arrow's defaults hold 16 batches of each of 4 files ahead.
+        yield from dataset.to_batches(
+            columns=list(columns), batch_size=_BATCH_ROWS, batch_readahead=4, fragment_readahead=1
+        )
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a file of the user's own, local or remote; what is there is replaced.
+
+    Raises `ConfigError` when it cannot be written.
+    """
+    fs, bare = filesystem(absolute(path))
+    try:
+        with os_errors():
+            fs.pipe_file(bare, content)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"{path} cannot be written: {why}.", "Check its folder.") from None
+
+
+def require_folder(path: str) -> None:
+    """Raise `ConfigError` where a file's folder on disk is not there: before work, not after."""
+    folder = os.path.dirname(absolute(path))
+    if not is_remote(path) and not os.path.isdir(folder):
+        raise ConfigError(f"There is no folder {folder} for {path}.", "Make it, or check the path.")
+
+
+@contextmanager
+def _opened(
+    paths: str | Sequence[str], columns: Sequence[str] | None, profile: str | None
+) -> Iterator[pads.Dataset]:
     listed = list_files([paths] if isinstance(paths, str) else paths, profile)
     fs, _ = filesystem(listed[0].url, profile)
     try:
@@ -308,6 +352,6 @@ def read_table(
                 f"{paths} has no column {', '.join(missing)}.",
                 f"Its columns are {', '.join(dataset.schema.names)}.",
             )
-        return dataset.to_table(columns=list(columns) if columns is not None else None)
+        yield dataset
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{paths} cannot be read as Parquet: {error}.") from None

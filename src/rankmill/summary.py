@@ -231,6 +231,7 @@ def summarize(
     places = [np.searchsorted(PLACES, each, side="right") - 1 for each in (before, after)]
     cells, counts = np.unique(np.stack(places), axis=1, return_counts=True)
     several, long = size > 1, size > TOP
+    rho = rank_correlations(number, before - after, size)[several]
     stays = np.bincount(number[(before == 1) & (after == 1)], minlength=len(size))
     in_both = np.bincount(number[(before <= TOP) & (after <= TOP)], minlength=len(size))
     return Summary(
@@ -238,7 +239,7 @@ def summarize(
         fitting=Histogram.of(lengths[dropped == 0]),
         cut=Histogram.of(lengths[dropped > 0]),
         moves=tuple((int(b), int(a), int(n)) for (b, a), n in zip(cells.T, counts)),
-        correlation=_correlations(number, before - after, size),
+        correlation=tuple(np.histogram(rho, CORRELATION_BINS, (-1.0, 1.0))[0].tolist()),
         compared=int(several.sum()),
         first_kept=int(stays[several].sum()),
         top_places=int(long.sum()) * TOP,
@@ -248,13 +249,15 @@ def summarize(
     )
 
 
-def _correlations(number: Ints, difference: Ints, size: Ints) -> tuple[int, ...]:
-    """Spearman's rho without ties, 1 - 6 * sum(d^2) / (n * (n^2 - 1)), of lists of two and more."""
-    squares = np.bincount(number, difference.astype(np.float64) ** 2, len(size))[size > 1]
-    n = size[size > 1].astype(np.float64)
-    rho = 1 - 6 * squares / (n * (n**2 - 1))
-    counts, _ = np.histogram(rho, CORRELATION_BINS, (-1.0, 1.0))
-    return tuple(counts.tolist())
+def rank_correlations(number: Ints, difference: Ints, size: Ints) -> npt.NDArray[np.float64]:
+    """float64 [lists]: Spearman's rho without ties, 1 - 6 * sum(d^2) / (n * (n^2 - 1)).
+
+    number: int64 [documents], the list of each; difference: int64 [documents], of its two ranks;
+    size: int64 [lists]. NaN for lists of fewer than two documents.
+    """
+    squares = np.bincount(number, difference.astype(np.float64) ** 2, len(size))
+    n = np.where(size > 1, size, np.nan)
+    return 1 - 6 * squares / (n * (n**2 - 1))
 
 
 def _moved(

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rankmill.export.ranked import Ranked
-from rankmill.qrels import ids_of, match_pairs
+from rankmill.qrels import hash_ids, ids_of, match_pairs
 from rankmill.rank import Float32
 
 Hashes = npt.NDArray[np.uint64]
@@ -42,8 +41,7 @@ def _ids(ranked: Ranked, table: pa.Table, name: str) -> pa.Array:
 
 def hashes(queries: pa.Array) -> Hashes:
     """uint64, a hash of each distinct query id (or text)."""
-    texts = pc.unique(queries).to_numpy(zero_copy_only=False).astype(object)
-    return pd.util.hash_array(texts, categorize=False)
+    return hash_ids(pc.unique(queries))
 
 
 def index(ranked: Ranked, by_part: Iterable[Hashes]) -> OtherRun:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ class Ranked:
     """A run's part files, in the order of its shards. Small, and pickles.
 
     schema: of every part; its metadata says which model scored. prefix: of the columns that the
-    run added.
+    run added. record: of run.json, the `config` and the `profile`.
     """
 
     url: str
@@ -32,6 +33,7 @@ class Ranked:
     schema: pa.Schema
     columns: ColumnNames
     prefix: str
+    record: Mapping[str, Any]
 
     @property
     def query_key(self) -> str:
@@ -109,6 +111,7 @@ def open_ranked(path: str, profile: str | None = None, *, allow_incomplete: bool
         schema=_schema(storage.join(store.url, parts[0].name), profile),
         columns=read_section(ColumnNames, stored["config"]["input"]["columns"]),
         prefix=stored["config"]["output"]["column_prefix"],
+        record={name: stored[name] for name in ("config", "profile")},
     )
 
 

@@ -22,7 +22,7 @@ from rankmill.report.figure import (
 )
 from rankmill.report.flow import percent
 from rankmill.report.timeline import Floats, Timeline
-from rankmill.summary import CORRELATION_BINS, PLACES, Histogram, Summary
+from rankmill.summary import PLACES, Histogram, Summary
 
 # The cells of more groups are too small for a number each.
 _NUMBERED = 8
@@ -53,7 +53,7 @@ def draw_scores(summary: Summary) -> Markup | None:
         drawn.axes.set(
             xlabel="raw score", ylabel="share", ylim=(0, None), xlim=(min(low), max(high))
         )
-        drawn.axes.yaxis.set_major_formatter(_percents)
+        drawn.axes.yaxis.set_major_formatter(percents)
         _legend(drawn)
         return drawn.svg("Distribution of raw scores, of all rows and of those ranked first")
 
@@ -93,7 +93,7 @@ def draw_origins(summary: Summary) -> Markup | None:
             )
         drawn.axes.set(xlabel="place in the input", ylabel="share")
         drawn.axes.set_xticks(places, names)
-        drawn.axes.yaxis.set_major_formatter(_percents)
+        drawn.axes.yaxis.set_major_formatter(percents)
         _legend(drawn)
         return drawn.svg("Places in the input of the documents that are ranked first now")
 
@@ -175,22 +175,29 @@ def draw_agreement(summary: Summary) -> Markup | None:
     """Queries by the correlation of the new order with that of the input."""
     if not summary.compared:
         return None
-    edges = np.linspace(-1, 1, CORRELATION_BINS + 1)
+    label = "Queries by the correlation of the new order with the input's"
+    return draw_correlations(summary.correlation, label)
+
+
+def draw_correlations(counts: Sequence[int], label: str) -> Markup:
+    """Queries by the correlation of two orders, in bins of equal width from -1 to 1."""
+    edges = np.linspace(-1, 1, len(counts) + 1)
+    width = 2 / len(counts)
     with drawing("agreement") as drawn:
         bars = drawn.axes.bar(
-            edges[:-1], summary.correlation, 0.092, align="edge", color=FIRST, alpha=0.85
+            edges[:-1], counts, 0.92 * width, align="edge", color=FIRST, alpha=0.85
         )
         drawn.tell_each(
             list(bars),
             [
-                f"{n:,} queries: correlation {low:+.1f} to {low + 0.1:+.1f}"
-                for n, low in zip(summary.correlation, edges[:-1].tolist())
+                f"{n:,} queries: correlation {low:+.1f} to {low + width:+.1f}"
+                for n, low in zip(counts, edges[:-1].tolist())
             ],
         )
         drawn.axes.set(xlabel="correlation of both orders", ylabel="queries", xlim=(-1.03, 1.03))
         drawn.axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
-        _whole_numbers(drawn)
-        return drawn.svg("Queries by the correlation of the new order with the input's")
+        whole_numbers(drawn)
+        return drawn.svg(label)
 
 
 def draw_lengths(summary: Summary) -> Markup | None:
@@ -214,7 +221,7 @@ def draw_lengths(summary: Summary) -> Markup | None:
             below = below + counts
         drawn.axes.set(xlabel="tokens of both texts", ylabel="pairs", xlim=(0, _most_of(whole)[1]))
         drawn.axes.xaxis.set_major_formatter(_counts)
-        _whole_numbers(drawn)
+        whole_numbers(drawn)
         _legend(drawn)
         return drawn.svg("Pairs by their length in tokens")
 
@@ -300,11 +307,13 @@ def _legend(drawn: Drawing) -> None:
     drawn.axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=2, borderpad=0.2)
 
 
-def _percents(value: float, _position: float) -> str:
+def percents(value: float, _position: float) -> str:
+    """Ticks of an axis of shares."""
     return f"{100 * value:.4g} %"
 
 
-def _whole_numbers(drawn: Drawing) -> None:
+def whole_numbers(drawn: Drawing) -> None:
+    """Ticks of an axis of counts."""
     from matplotlib.ticker import MaxNLocator
 
     drawn.axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))

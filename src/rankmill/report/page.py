@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rankmill.config import InputConfig, ModelConfig, OutputConfig, RunConfig
@@ -45,19 +45,10 @@ def render(
     facts: Facts, gains: Sequence[Mover] | None = None, losses: Sequence[Mover] | None = None
 ) -> bytes:
     """The report as a file. gains, losses: None where no texts are to be shown."""
-    style = resources.files(__package__ or "").joinpath("page.css").read_text(encoding="utf-8")
-    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = Environment(
-        loader=PackageLoader("rankmill.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": "{:,}".format, "percent": percent, "duration": duration}
-    page = environment.get_template("page.html").render(
-        style=Markup(style),
-        style_digest=digest,
+    return render_page(
+        __package__ or "",
+        "page.html",
+        title=facts.run["model"]["name"],
         facts=facts,
         model=facts.run["model"],
         profile=facts.run["profile"],
@@ -73,7 +64,24 @@ def render(
         gains=gains,
         losses=losses,
     )
-    return page.encode("utf-8", "replace")
+
+
+def render_page(package: str, template: str, **values: object) -> bytes:
+    """A page as a file, in the report's dress. package: where the template lies, which includes
+    `head.html` for the `title`."""
+    style = resources.files("rankmill.report").joinpath("page.css").read_text(encoding="utf-8")
+    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("rankmill.report", "")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": "{:,}".format, "percent": percent, "duration": duration}
+    page = environment.get_template(template)
+    html = page.render(style=Markup(style), style_digest=digest, **values)
+    return html.encode("utf-8", "replace")
 
 
 def _charts(facts: Facts) -> dict[str, Markup | None]:
