@@ -207,6 +207,8 @@ def status_table(status: Status) -> Table:
     """How far a run is."""
     counters = status.counters
     state = "complete" if status.complete else "running" if status.running else "stopped"
+    if state == "stopped" and not all(gate["passed"] for gate in status.gates):
+        state = "all shards committed, a gate failed"
     rows = [
         ("output", status.url),
         ("state", state),
