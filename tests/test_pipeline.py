@@ -22,6 +22,7 @@ from rankmill import pipeline, plan
 from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError, RunFailed
 from rankmill.job import _stage_settings
+from rankmill.pipeline import Step
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
 from rankmill.prepared import Prepared, prepare
 from rankmill.profile import make_profile, probe
@@ -59,7 +60,8 @@ def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
     pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
     bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
-    return pipeline.graph(source, _stage_settings(ready, profile), pool, bounds)
+    (settings,) = _stage_settings(ready, [profile])
+    return pipeline.graph(source, [Step(settings, pool)], bounds)
 
 
 def test_stages_are_not_fused(prepared: Prepared) -> None:
@@ -162,7 +164,13 @@ from rankmill import pipeline
 from rankmill.config import ComputeConfig
 from rankmill.pool import choose_device, size_pool
 
-ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+ray.init(
+    address="local",
+    num_cpus=2,
+    num_gpus=2,
+    include_dashboard=False,
+    _node_ip_address="127.0.0.1",
+)
 compute = ComputeConfig(gpus_per_worker=0.4)
 found = pipeline.capacity()
 assert choose_device(compute, found) == "cuda"
@@ -193,7 +201,8 @@ def test_a_process_that_was_interrupted_while_it_loaded_a_tokenizer_is_not_used_
             raise KeyboardInterrupt
 
     profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
-    settings = replace(_stage_settings(prepared, profile), description=Interrupted())
+    (known,) = _stage_settings(prepared, [profile])
+    settings = replace(known, description=Interrupted())
     task = ray.remote(max_retries=0)(pipeline.tokenize_block)
     with pytest.raises(WorkerCrashedError):
         ray.get(task.remote(pa.table({}), settings, Bounds(prepared.store, 60)))

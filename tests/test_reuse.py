@@ -258,6 +258,7 @@ def test_a_score_file_names_its_queries_in_its_footer(tmp_path):
         pa.array(pair_digests(texts, ["a", "b", "c"], place, place), pa.binary(16)),
         query_keys(texts),
         np.zeros(3, np.float32),
+        np.ones(3, np.int8),
         np.ones(3, np.int32),
         np.zeros(3, np.int32),
     )
@@ -279,7 +280,7 @@ CPU = Profile("openvino", "bf16", "cpu", "avx512_bf16", 2, 2048, 2)
 def scoring_of(profile: Profile = CPU, digest: str = "d" * 64, **model: Any) -> dict[str, Any]:
     given_settings = {"input.path": "in", "output.path": "out", "model.name": "demo"}
     config = load_config(overrides=given_settings | {f"model.{k}": v for k, v in model.items()})
-    return runs.scoring(config, digest, profile)
+    return runs.scoring(config.one_model, digest, profile)
 
 
 OTHER_SETTINGS: dict[str, Any] = {
@@ -334,7 +335,7 @@ def test_an_output_that_was_scored_otherwise_is_passed_over_by_name(tmp_path, ca
     store_scores(tmp_path / "old", TWO_LISTS)
     record(tmp_path / "old", [{"model": "another"}])
     with caplog.at_level(logging.WARNING, "rankmill"):
-        assert reuse.fitting(reuse.look_at([str(tmp_path / "old")]), SCORING) == ()
+        reuse.warn_unfit(reuse.look_at([str(tmp_path / "old")]), {"": SCORING})
     assert f'{tmp_path}/old is reused. What differs: model: "another" -> "tiny"' in caplog.text
 
 
@@ -348,7 +349,7 @@ def test_of_an_incomplete_output_whole_shards_serve_and_damaged_ones_are_named(t
     assert [file.name for file in found.files] == ["_rankmill/scores/00001.arrow"]
     assert found.pairs == 1
     with caplog.at_level(logging.WARNING, "rankmill"):
-        reuse.fitting([found], SCORING)
+        reuse.warn_unfit([found], {"": SCORING})
     assert "scores/00000.arrow has 5 bytes" in caplog.text
 
 

@@ -20,12 +20,12 @@ LAYERS = [
     ["masking"],
     ["errors", "settings_yaml"],
     ["schema", "settings"],
-    ["gate_settings"],
+    ["gate_settings", "results"],
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "score_files", "summary", "windows"],
+    ["agreement", "load", "score_files", "summary", "windows"],
     ["known_scores"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
@@ -35,10 +35,10 @@ LAYERS = [
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
     ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
-    ["backend", "flight", "runs", "sample", "watchdog"],
+    ["backend", "flight", "portions", "runs", "sample", "watchdog"],
     ["scorer", "scoring_process"],
     ["isolation", "output", "stages"],
-    ["reuse", "worker"],
+    ["outcome", "reuse", "worker"],
     # On Ray.
     ["read"],
     ["commit"],

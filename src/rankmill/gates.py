@@ -6,7 +6,8 @@
 - Overlap is the share of the first k documents that two runs have in common, the mean over the
   queries in both; of lists that are both shorter than k, of the longer one's length.
 - Score shift is the root mean square of the differences of the scores of pairs of ids that both
-  runs wrote. Both are taken over the queries of at most some two million rows, drawn by a hash of
+  runs wrote; of a cascade those of its last stage alone, for stages share no scale.
+- Overlap and shift are taken over the queries of at most some two million rows, drawn by a hash of
   the id: the same queries in both runs, whatever their order.
 - What cannot be measured, because two runs share no query, has failed. Where there is no previous
   run yet (no `previous`, and nothing in `reuse`), its gates pass with a warning: a first night has
@@ -36,6 +37,7 @@ from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.markers import Counters
 from rankmill.output import refuse_overlap
 from rankmill.qrels import ids_of, read_judgements
+from rankmill.results import Results
 
 log = logging.getLogger("rankmill")
 
@@ -250,7 +252,12 @@ def _drawn_rows(shared: tuple[Ranked, int], part: int) -> pa.Table:
     run, every = shared
     query, document = _require_ids(run)
     rank, score = f"{run.prefix}rank", f"{run.prefix}score"
-    table = run.read(part, [query, document, rank, score])
+    stages = Results.of_stored(run.record["config"]).stages
+    stage = [f"{run.prefix}stage"] if stages else []
+    table = run.read(part, [query, document, rank, score, *stage])
+    scores = table.column(score).cast(pa.float32())
+    if stages:
+        scores = pc.if_else(pc.equal(table.column(*stage), stages), scores, np.float32(np.nan))
     queries, documents = (ids_of(table, name, "ranked table") for name in (query, document))
     encoded = pc.dictionary_encode(queries)
     hashes = np.array([_hash(one) for one in encoded.dictionary.to_pylist()], np.uint64)
@@ -266,7 +273,7 @@ def _drawn_rows(shared: tuple[Ranked, int], part: int) -> pa.Table:
             "query": key,
             "pair": pair,
             "rank": table.column(rank).filter(drawn).cast(pa.int32()),
-            "score": table.column(score).filter(drawn).cast(pa.float32()),
+            "score": scores.filter(drawn),
         }
     )
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,8 +30,10 @@ _SHARD_FILE = re.compile(
 class Counters:
     """What became of rows, and what it cost. They add up: see `refuse_imbalance`.
 
-    windows: inputs of the model, one a distinct pair unless long documents are windowed. tokens:
-    of all of them. pairs_truncated: rows of which the model did not see all tokens.
+    pairs_scored, pairs_reused: distinct ones that a model scored, and those that none had to, as
+    all that saw them took over earlier scores. windows: inputs of the model, one a distinct pair
+    unless long documents are windowed. tokens: of all of them. pairs_truncated: rows of which the
+    model did not see all tokens.
     """
 
     rows_in: int = 0
@@ -80,6 +82,32 @@ def add(counters: Iterable[Counters]) -> Counters:
 
 
 @dataclass(frozen=True)
+class ModelCost:
+    """What one of a run's models did for a shard.
+
+    pairs: distinct ones that it was given; reused: those of them that had an earlier score, so that
+    it scored the others. windows, tokens, padded_tokens: as in `Counters`; seconds: of scoring.
+    """
+
+    pairs: int = 0
+    reused: int = 0
+    windows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: ModelCost) -> ModelCost:
+        mine, theirs = astuple(self), astuple(other)
+        return ModelCost(*(one + two for one, two in zip(mine, theirs, strict=True)))
+
+
+def add_costs(found: Iterable[Marker]) -> list[ModelCost]:
+    """What each of a run's models did for all these shards; nothing where the run has one."""
+    by_model = zip(*(marker.models for marker in found))
+    return [sum(costs, ModelCost()) for costs in by_model]
+
+
+@dataclass(frozen=True)
 class WrittenFile:
     """A file of a shard, named relative to the output; its size in bytes."""
 
@@ -99,7 +127,8 @@ class Marker:
     """A committed shard: its files and what became of its rows.
 
     seconds: of scoring. stages: seconds of the others by name, and `ended`, when scoring was over
-    (seconds since 1970). summary: as `summary.Summary.to_text` writes it.
+    (seconds since 1970). models: of a run with several, what each did. summary: as
+    `summary.Summary.to_text` writes it.
     """
 
     shard: int
@@ -110,6 +139,7 @@ class Marker:
     seconds: float
     stages: dict[str, float] = field(default_factory=dict)
     summary: str = ""
+    models: tuple[ModelCost, ...] = ()
 
     @property
     def part(self) -> WrittenFile:

@@ -2,6 +2,7 @@
 
     ShardSource -> tokenize (tasks) -> score (actors) -> ShardSink
 
+Where several models score, tokenize and score come once for each, one pair after the other.
 Every stage hands on one-row blocks, an envelope a shard. The stages ask for different shares of a
 CPU so that Ray never fuses them, and the pool always leaves room for the other stages.
 """
@@ -15,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import ray
@@ -34,7 +35,7 @@ from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
 from rankmill.known_scores import KnownScores
 from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
-from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool, cores_a_worker
+from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
@@ -63,6 +64,14 @@ _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MUL
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Step(NamedTuple):
+    """What the workers of a model must know, how many they are, and what need not be scored."""
+
+    settings: StageSettings
+    pool: Pool
+    known: ray.ObjectRef[KnownScores] | None = None
 
 
 @contextlib.contextmanager
@@ -133,9 +142,9 @@ def resolve(
     model: ModelConfig,
     compute: ComputeConfig,
     device: Device,
-    found: Capacity,
+    cores: int,
 ) -> Resolved:
-    """Find the profile on a worker node of the kind that will score.
+    """Find the profile on a worker node of the kind that will score. cores: of it, for an actor.
 
     Raises `ConfigError` or `BackendUnfit` as `backend.resolve` does.
     """
@@ -143,7 +152,6 @@ def resolve(
         "num_cpus": READ_CPUS,
         "num_gpus": compute.gpus_per_worker if device == "cuda" else 0,
     }
-    cores = cores_a_worker(compute, found)
     task = ray.remote(**options)(backend.resolve).remote(description, model, compute, device, cores)
     resolved: Resolved = _get([task])[0]
     return resolved
@@ -184,6 +192,11 @@ def map_shared(
     return map_tasks(lambda item: function(ray.get(reference), item), items, cpus)
 
 
+def share(known: KnownScores | None) -> ray.ObjectRef[KnownScores] | None:
+    """Send what is known to the cluster, once for a run; for a `Step`."""
+    return None if known is None else ray.put(known)
+
+
 def _get(refs: list[Any]) -> list[Any]:
     try:
         return list(ray.get(refs))
@@ -222,23 +235,20 @@ def run_shards(
     source: Source,
     whole: Plan,
     pending: Sequence[int],
-    settings: StageSettings,
+    steps: Sequence[Step],
     commit: CommitSettings,
-    pool: Pool,
     bounds: Bounds,
-    known: KnownScores | None = None,
 ) -> None:
-    """Compute and commit the pending shards. known: scores that need not be computed again.
+    """Compute and commit the pending shards. steps: a model each, in their order.
 
     Raises `RunFailed` when Ray gives up; shards that fail on their own leave a note and do not
     stop the others.
     """
-    shared = None if known is None else ray.put(known)
     for start in range(0, len(pending), SHARDS_AN_EXECUTION):
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
         with DataContext.current(run_context()):
             try:
-                scored = graph(ShardSource(source, whole, chosen), settings, pool, bounds, shared)
+                scored = graph(ShardSource(source, whole, chosen), steps, bounds)
                 scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
             except RayError as error:
                 cause = getattr(error, "cause", None)
@@ -274,23 +284,19 @@ def run_context() -> DataContext:
     return context
 
 
-def graph(
-    source: ShardSource,
-    settings: StageSettings,
-    pool: Pool,
-    bounds: Bounds,
-    known: ray.ObjectRef[KnownScores] | None = None,
-) -> Dataset:
+def graph(source: ShardSource, steps: Sequence[Step], bounds: Bounds) -> Dataset:
     """The lazy Ray Data graph up to scored envelopes."""
     dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
-    dataset = dataset.map_batches(
-        tokenize_block,
-        fn_args=(settings, bounds, known),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=TOKENIZE_CPUS,
-    )
-    return map_actors(dataset, ScoreBlocks, (settings, bounds), pool, batch_rows=1)
+    for settings, pool, known in steps:
+        dataset = dataset.map_batches(
+            tokenize_block,
+            fn_args=(settings, bounds, known),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=TOKENIZE_CPUS,
+        )
+        dataset = map_actors(dataset, ScoreBlocks, (settings, bounds), pool, batch_rows=1)
+    return dataset
 
 
 def map_actors(
@@ -353,7 +359,7 @@ def tokenize_block(
     return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds, known))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
     """One tokenizer a worker process: building it takes longer than a small shard."""
     return description.tokenizer(rules)

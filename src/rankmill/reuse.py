@@ -41,8 +41,8 @@ _FILES_A_TASK = 64
 class Previous:
     """An earlier output as it was looked at.
 
-    scorings: how the scores of each stage were made, from stage 1. files: the score files of its
-    committed shards, by shard. damaged: what is wrong with the others.
+    scorings: how the scores of each of its models were made, in their order. files: the score
+    files of its committed shards, by shard. damaged: what is wrong with the others.
     """
 
     store: Store
@@ -105,29 +105,42 @@ def refuse_changed(previous: Sequence[Previous], recorded: Mapping[str, str], ur
             )
 
 
-def fitting(previous: Sequence[Previous], scoring: Mapping[str, Any]) -> tuple[Previous, ...]:
-    """Those whose scores this run would make in the same way; a warning names the others."""
-    found = []
+def warn_unfit(previous: Sequence[Previous], scorings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Tell what cannot serve: damaged files, outputs for none of a run's models, and the models
+    that no output serves. scorings: of each model, by what it is called among several.
+    """
     for one in previous:
         for problem in one.damaged:
             log.warning("Not reused from %s: %s", one.store.url, problem)
-        if any(other == scoring for other in one.scorings):
-            found.append(one)
-        else:
-            known = one.scorings[0] if one.scorings else {}
-            why = "; ".join(runs.differences(known, dict(scoring))) or "no scores"
+        if not any(scoring in one.scorings for scoring in scorings.values()):
+            why = _nearest(one.scorings, scorings.values())
             log.warning("No score of %s is reused. What differs: %s", one.store.url, why)
-    return tuple(found)
+    for label, scoring in scorings.items():
+        found = [other for one in previous for other in one.scorings]
+        if len(scorings) > 1 and found and scoring not in found:
+            why = _nearest(found, [scoring])
+            log.info("%s reuses no score. What differs: %s", label, why)
+
+
+def _nearest(theirs: Iterable[Mapping[str, Any]], ours: Iterable[Mapping[str, Any]]) -> str:
+    """What differs between the two that have most in common."""
+    pairs = ((dict(other), dict(scoring)) for other in theirs for scoring in ours)
+    lines = min((list(runs.differences(*pair)) for pair in pairs), key=len, default=["no scores"])
+    return "; ".join(lines)
 
 
 def known(
     previous: Sequence[Previous], scoring: Mapping[str, Any], map_shared: MapShared
 ) -> KnownScores | None:
-    """An index of all scores that this run would make in the same way; None where there are none.
+    """An index of all scores that a model would make in the same way; None where there are none.
 
-    map_shared: reads the footers of the score files, as `pipeline.map_shared` does by tasks.
+    Which number the model had there does not matter: a cascade's stage may take over what a model
+    alone has scored, and the other way round.
+
+    scoring: how the model scores (`runs.scoring`). map_shared: reads the footers of the score
+    files, as `pipeline.map_shared` does by tasks.
     """
-    serving = fitting(previous, scoring)
+    serving = [one for one in previous if scoring in one.scorings]
     sources = tuple(
         ScoreSource(
             one.store.url,

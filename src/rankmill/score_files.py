@@ -23,23 +23,24 @@ _QUERIES = b"queries"
 
 @dataclass(frozen=True)
 class ScoredPairsOfShard:
-    """Distinct pairs that have a score; arrays of one length.
+    """Pairs that have a score, distinct but for what several models scored; arrays of one length.
 
-    digest: binary(16), see `tokens.pair_digests`. query_key: see `tokens.query_keys`. tokens: of
-    both texts, before anything was cut; dropped: those that the model did not see.
+    digest: binary(16), see `tokens.pair_digests`. query_key: see `tokens.query_keys`. stage: the
+    number of the model among the run's, from 1. tokens: of both texts, before anything was cut;
+    dropped: those that the model did not see.
     """
 
     digest: pa.Array
     query_key: Keys
     score: npt.NDArray[np.float32]
+    stage: npt.NDArray[np.int8]
     tokens: npt.NDArray[np.int32]
     dropped: npt.NDArray[np.int32]
 
 
 def to_bytes(pairs: ScoredPairsOfShard) -> bytes:
     """A score file. Equal pairs give equal bytes."""
-    stage = pa.array(np.ones(len(pairs.digest), np.int8))
-    columns = [pairs.digest, pairs.score, stage, pairs.tokens, pairs.dropped]
+    columns = [pairs.digest, pairs.score, pairs.stage, pairs.tokens, pairs.dropped]
     table = pa.table(columns, schema=schema.SCORES)
     keys = np.unique(pairs.query_key).astype("<u8").tobytes()
     sink = pa.BufferOutputStream()
