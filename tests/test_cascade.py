@@ -29,7 +29,8 @@ from rankmill.commit import FinishedShard, finish_shard
 from rankmill.config import load_config
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, InputError, OutputError
-from rankmill.job import _stage_settings, rerank
+from rankmill.job import RunResult, _stage_settings, rerank
+from rankmill.pipeline import Step
 from rankmill.pool import Pool
 from rankmill.prepared import prepare
 from rankmill.rank import among_best, rank_rows
@@ -206,6 +207,54 @@ def test_models_side_by_side_score_every_pair_and_one_ranks(
     assert made == ranked["rerank_score_short"].to_pylist()
 
 
+def test_each_model_takes_over_the_scores_of_its_own_kind_whatever_its_number_was(
+    folder: Folder, ray_cluster: None, write_pairs: Callable[..., str], tmp_path: Path
+) -> None:
+    table, model = make_pairs(3, 6), folder()
+    path, short = write_pairs(table), asked(model, max_query_tokens=1)
+
+    def run(name: str, *old: str, **settings: Any) -> RunResult:
+        reused = [str(tmp_path / one) for one in old]
+        there = {"output__path": str(tmp_path / name), "reuse": reused}
+        return rerank(config(tmp_path, path, **there, **settings))
+
+    def given(result: RunResult) -> list[tuple[int, int]]:
+        return [(one["pairs"], one["reused"]) for one in result.manifest["models"].values()]
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        order = [("query_id", "ascending"), ("doc_id", "ascending")]
+        return pq.read_table(tmp_path / name).sort_by(order).to_pylist()
+
+    run("alone", model=asked(model))
+    # The first stage has nothing to take over, and scores all that the second does not.
+    gates = {"gates.max_score_shift": 0.0, "gates.min_overlap": 0.1, "gates.k": 2}
+    both = run("both", "alone", stages=[short | {"keep": 2}, asked(model)], **gates)
+    assert given(both) == [(18, 0), (6, 6)]
+    assert (both.counters.pairs_scored, both.counters.pairs_reused) == (18, 0)
+    pairs = list(zip(rows("both"), rows("alone"), strict=True))
+    of_last = [(b["rerank_score"], a["rerank_score"]) for b, a in pairs if b["rerank_stage"] == 2]
+    assert len(of_last) == 6
+    assert all(b == a for b, a in of_last)
+    # Scores of the first stage, on another scale, are no shift; overlap goes by the last ranks.
+    first_two = [{r["doc_id"] for r in rows(n) if r["rerank_rank"] <= 2} for n in ("both", "alone")]
+    overlap = len(first_two[0] & first_two[1]) / 6
+    measured = {gate["name"]: gate["found"] for gate in both.manifest["gates"]}
+    assert measured == {"max_score_shift": 0.0, "min_overlap": pytest.approx(overlap)}
+
+    wider = run("wider", "both", stages=[short | {"keep": 3}, asked(model)])
+    assert given(wider) == [(18, 18), (9, 6)]
+    assert (wider.counters.pairs_scored, wider.counters.pairs_reused) == (3, 15)
+    beside = run("beside", "wider", models={"x": asked(model), "y": short}, rank_by="x")
+    assert given(beside) == [(18, 9), (18, 18)]
+    assert beside.counters.pairs_scored == 9
+    last = run("last", "beside", model=short)
+    assert (last.counters.pairs_scored, last.counters.pairs_reused) == (0, 18)
+    assert last.counters.tokens == 0
+    assert [row["rerank_score"] for row in rows("last")] == [
+        row["rerank_score_y"] for row in rows("beside")
+    ]
+
+
 def test_nothing_is_fused_and_every_model_has_its_own_pool(
     folder: Folder, ray_cluster: None, write_pairs: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -213,7 +262,7 @@ def test_nothing_is_fused_and_every_model_has_its_own_pool(
     both = [asked(model, max_query_tokens=1, keep=KEEP), asked(model)]
     ready = prepare(config(tmp_path, write_pairs(make_pairs(2, 6)), stages=both))
     profile = make_settings(Path(model)).profile
-    steps = [(one, Pool(1, 0.5, 0, None)) for one in _stage_settings(ready, [profile, profile])]
+    steps = [Step(one, Pool(1, 0.5, 0, None)) for one in _stage_settings(ready, [profile, profile])]
     source = ShardSource(ready.source, ready.plan, ready.pending)
     with DataContext.current(pipeline.run_context()):
         dataset: ray.data.Dataset = pipeline.graph(source, steps, Bounds(ready.store, 60))

@@ -107,7 +107,9 @@ def scored(
         pairs=pa.table(
             {
                 "digest": pa.array(digests, pa.binary(16)),
-                **dict.fromkeys(("query_kept", "document_kept", "dropped"), zeros),
+                "query_key": tokens.query_keys([query for query, _ in distinct]),
+                "reused": pa.nulls(count, pa.float32()).fill_null(np.nan),
+                **dict.fromkeys(("tokens", "dropped"), zeros),
             }
         ),
         scores=pa.table(

@@ -23,6 +23,7 @@ from rankmill import cluster, pipeline, plan
 from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError, RunFailed
 from rankmill.job import _stage_settings
+from rankmill.pipeline import Step
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
 from rankmill.prepared import Prepared, prepare
 from rankmill.profile import make_profile, probe
@@ -61,7 +62,7 @@ def dataset(ready: Prepared, workers: int = 2, **reserved: Any) -> ray.data.Data
     source = ShardSource(ready.source, ready.plan, ready.pending)
     bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
     (settings,) = _stage_settings(ready, [profile])
-    return pipeline.graph(source, [(settings, replace(pool, **reserved))], bounds)
+    return pipeline.graph(source, [Step(settings, replace(pool, **reserved))], bounds)
 
 
 def test_stages_are_not_fused(prepared: Prepared) -> None:

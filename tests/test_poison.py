@@ -267,10 +267,11 @@ def test_a_model_that_fails_on_anything_fails_the_shard(folder, tmp_path, words,
 
 def test_a_model_that_cannot_be_loaded_is_unusable(folder, tmp_path):
     settings = make_settings(folder())
+    shard = tokenized(plain(10), settings)
     (settings.description.place.path() / "poison.json").unlink()
     worker = ScoringWorker(settings, Bounds(Store(str(tmp_path / "out")), 60))
     with pytest.raises(ModelError) as here:
-        worker.score(Envelope(0))
+        worker.score(shard)
     assert worker.unusable is here.value
 
 
@@ -284,6 +285,20 @@ def test_more_than_a_few_poison_pairs_fail_the_shard(folder, tmp_path):
     few[FEW_INPUTS] = "a plate more"
     with pytest.raises(ModelError, match=f"on {FEW_INPUTS + 1} so far, last because it does not"):
         worker.score(tokenized(few, settings))
+
+
+def test_poison_that_is_all_that_is_left_to_score_is_not_the_models_fault(folder):
+    template = Template((), (), (), (0,) * 5, has_segments=False, pad_id=0, keep_end=False)
+    description = SeveralAtOnce(folder(**{"6": "memory", "7": "memory"}))
+    poison = [np.array([6, 7])]
+    with Isolation(description, PROFILE, template, 60, reused=30) as apart:
+        assert len([one.reason for one in apart.run_batches(poison, batch_of)]) == 2
+    too_many = "fails on too many of the shard's 2 inputs"
+    with (
+        pytest.raises(ModelError, match=too_many),
+        Isolation(description, PROFILE, template, 60) as apart,
+    ):
+        list(apart.run_batches(poison, batch_of))
 
 
 # Batches

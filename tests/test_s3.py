@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 
 from conftest import make_pairs
 from ranked_runs import candidates, commit_run, ranked_part
-from rankmill import Scorer, cli, job, lease, plan, storage
+from rankmill import Scorer, cli, job, lease, plan, reuse, storage
 from rankmill.compare import compare
 from rankmill.config import ModelConfig, load_config
 from rankmill.errors import InputError, ModelError, OutputBusy
@@ -42,7 +42,8 @@ from rankmill.models import Description
 from rankmill.models.describe import describe
 from rankmill.profile import Profile
 from rankmill.store import Fence, Store
-from rankmill.tokens import PairRules
+from rankmill.tokens import PairRules, pair_digests, query_keys
+from test_reuse import here
 
 KEY, SECRET = "RANKMILLKEY", "kept-out-of-everything/that+is=shown"
 QUERIES, CANDIDATES, SHARD_PAIRS = 24, 5, 40
@@ -782,3 +783,14 @@ def test_a_run_with_a_model_on_s3_writes_the_parts_of_a_run_with_its_folder(
     for file in tmp_path.rglob("*"):
         if file.is_file() and file.suffix not in (".safetensors", ".parquet"):
             assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_scores_are_found_again_on_s3(s3_run: S3Run, reached: Callable[..., None]) -> None:
+    (earlier,) = reuse.look_at(["s3://bucket/out"])
+    known = reuse.known([earlier], earlier.scorings[0], here)
+    assert known is not None
+    pairs = make_pairs(QUERIES, CANDIDATES)
+    queries, documents = (pairs[name].to_pylist() for name in ("query", "document"))
+    place = np.arange(len(queries), dtype=np.int32)
+    digests = pa.array(pair_digests(queries, documents, place, place), pa.binary(16))
+    assert np.isfinite(known.find(query_keys(queries), digests).score).all()

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from rankmill import markers, outcome, rank, schema, summary
+from rankmill import markers, outcome, rank, schema, score_files, summary
 from rankmill.envelope import Envelope, Scored
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, ModelCost, WrittenFile
 from rankmill.outcome import Outcome
@@ -131,19 +131,21 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         query[kept], score[kept], settings.top_k, settings.min_score, missed_by_kept
     )
     part = _part(envelope.rows, kept[ranking.rows], found, ranking.rank, settings)
-    stored = outcome.score_table(done)
+    stored = outcome.scored_pairs(done)
 
     number = f"{envelope.shard:05d}"
     files = [
         (schema.part_name(envelope.shard, settings.shards), part.num_rows, _parquet(part)),
-        (f"{SCORES}/{number}.arrow", stored.num_rows, _arrow(stored)),
+        (f"{SCORES}/{number}.arrow", len(stored.digest), score_files.to_bytes(stored)),
     ]
     if len(bad):
         quarantined = _quarantine(envelope.rows, bad, reason[bad], settings.joined)
         files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
 
     scored_rows = int(np.sum(pair[kept] >= 0))
-    pairs_scored = len(np.unique(pair[kept][pair[kept] >= 0]))
+    is_scored = pair[kept] >= 0
+    distinct = len(np.unique(pair[kept][is_scored]))
+    pairs_scored = len(np.unique(pair[kept][is_scored & found.fresh[kept]]))
     costs, degraded = outcome.costs(done)
     whole = sum(costs, ModelCost())
     counters = Counters(
@@ -155,7 +157,8 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         queries_empty=_queries_empty(envelope.rows),
         queries_with_several_texts=int(done[0].facts.schema.metadata[b"several_texts"]),
         pairs_scored=pairs_scored,
-        pairs_duplicate=scored_rows - pairs_scored,
+        pairs_reused=distinct - pairs_scored,
+        pairs_duplicate=scored_rows - distinct,
         pairs_beyond_depth=len(kept) - scored_rows,
         pairs_truncated=int(np.sum(found.dropped[kept] > 0)),
         windows=whole.windows,
@@ -192,9 +195,7 @@ def _read_by(done: Sequence[Scored], results: Results) -> Scored:
 
 def _lengths(pairs: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Tokens of each distinct pair before it was cut, and those of them that were cut."""
-    kept = ("query_kept", "document_kept", "dropped")
-    query, document, dropped = (pairs.column(name).to_numpy() for name in kept)
-    return query + document + dropped, dropped
+    return pairs.column("tokens").to_numpy(), pairs.column("dropped").to_numpy()
 
 
 def _part(

@@ -15,6 +15,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from rankmill import labels
 from rankmill.errors import ConfigError
+from rankmill.gate_settings import GatesConfig
 from rankmill.results import (
     Results,
     refuse_several_ways,
@@ -34,6 +35,8 @@ from rankmill.settings import (
 )
 
 CONTRACT_VERSION = 1
+# Settings of a model that its digest or its profile stands for.
+_ELSEWHERE = {"name", "revision", "scorer", "backend", "precision"}
 
 
 # Parameters of a URL that let in whoever has it.
@@ -187,6 +190,13 @@ class ModelConfig(Section):
             )
         return self
 
+    def scoring_settings(self) -> dict[str, Setting]:
+        """The settings that a pair's score depends on, as plain JSON values.
+
+        The digest stands for the model's name and for the scorer's; the profile for the rest.
+        """
+        return self.model_dump(mode="json", exclude=_ELSEWHERE | {"keep"})
+
 
 class StageConfig(ModelConfig):
     """A model of a cascade.
@@ -266,18 +276,22 @@ class RunConfig(Section):
     rank_by: Name | None = None
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
-    reuse: list[Name] = Field(default_factory=list)
+    reuse: list[Name] = Field(
+        default_factory=list, description="earlier outputs whose scores are taken over"
+    )
+    gates: GatesConfig = GatesConfig()
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
-    def _in_this_version(self) -> Self:
-        if self.reuse:
-            raise ValueError("reuse is not in this version; leave the list empty")
+    def _paths_are_safe(self) -> Self:
         given = self.input.all_paths.items()
         paths = [(f"input.{name}", path) for name, each in given for path in each]
         for setting, path in [
             *paths,
             ("output.path", self.output.path),
+            *(("reuse", path) for path in self.reuse),
+            ("gates.qrels", self.gates.qrels or ""),
+            ("gates.previous", self.gates.previous or ""),
             *((f"{key}.name", asked.name) for key, asked in self.scorers.items()),
             ("compute.address", self.compute.address or ""),
         ]:
@@ -328,17 +342,15 @@ class RunConfig(Section):
         """The settings that change what is computed or written, as plain JSON values.
 
         Input files, the model's digest and the profile are the rest of a run's identity; paths
-        of the output, the cluster's size and the report are not part of it. The digest stands for
-        the model's name and for the scorer's.
+        of the output, the cluster's size, gates and the report are not part of it. The digest
+        stands for the model's name and for the scorer's.
         """
         found: dict[str, Setting] = {
             "input": self.input.model_dump(mode="json", exclude={"path", "queries", "documents"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
         }
         scored_by: dict[str, Setting] = {
-            key.rpartition(".")[2]: asked.model_dump(
-                mode="json", exclude={"name", "revision", "scorer", "backend", "precision"}
-            )
+            key.rpartition(".")[2]: asked.model_dump(mode="json", exclude=_ELSEWHERE)
             for key, asked in self.scorers.items()
         }
         if self.model is not None:

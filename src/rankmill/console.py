@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
@@ -146,12 +146,14 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
             (f"  {label}", f"{one['pairs']:,} by {escape(one['model']['name'])}")
             for label, one in manifest.get("models", {}).items()
         ),
+        ("pairs reused", f"{manifest['pairs_reused']:,}"),
         ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),
         ("time", duration(manifest["seconds"])),
         ("pairs/s", f"{manifest['pairs_per_second']:,.0f}"),
         ("report", f"{output}/{runs.REPORT}"),
     ]
     rows += [(f"    {reason}", f"{count:,}") for reason, count in manifest["quarantine"].items()]
+    rows += [gate_row(gate) for gate in manifest.get("gates", [])]
     return facts_table(rows)
 
 
@@ -180,6 +182,7 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "shards_pending": len(pending),
         "pairs_per_second": rate,
         "seconds_estimated": seconds,
+        "reuse": [one.to_json() for one in ready.previous],
         "model": ready.model.description.to_json(),
         "models": _model_facts(ready, seconds) if len(ready.models) > 1 else [],
         "config": ready.config.model_dump(mode="json"),
@@ -228,6 +231,10 @@ def plan_table(facts: dict[str, Any]) -> Table:
     ]
     rows += [(f"  {escape(one['label'])}", _model_line(one)) for one in facts["models"]]
     rows += list(_staging_rows(facts))
+    rows += [
+        ("scores to reuse", f"{one['pairs']:,} in {escape(one['output'])}")
+        for one in facts["reuse"]
+    ]
     rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
     return facts_table(rows)
 
@@ -267,6 +274,8 @@ def status_table(status: Status) -> Table:
     """How far a run is."""
     counters = status.counters
     state = "complete" if status.complete else "running" if status.running else "stopped"
+    if state == "stopped" and not all(gate["passed"] for gate in status.gates):
+        state = "all shards committed, a gate failed"
     rows = [
         ("output", status.url),
         ("state", state),
@@ -278,6 +287,7 @@ def status_table(status: Status) -> Table:
         ("scoring time, all workers", duration(status.scoring_seconds)),
         ("degraded shards", f"{len(status.degraded):,}"),
     ]
+    rows += [gate_row(gate) for gate in status.gates]
     rows += [(f"[red]failed shard {s}", escape(why)) for s, why in status.failed.items()]
     rows += [("[red]damaged", escape(problem)) for problem in status.damaged]
     return facts_table(rows)
@@ -304,6 +314,13 @@ def watch_status(first: Status, look: Callable[[], Status]) -> Status:
             if not live.console.is_terminal and found.committed != last.committed and found.running:
                 live.console.print(table)
     return found
+
+
+def gate_row(gate: Mapping[str, Any]) -> tuple[str, str]:
+    """A gate's setting and limit, and what was found."""
+    found = "not measured" if gate["found"] is None else f"{gate['found']:.4g}"
+    verdict = "passed" if gate["passed"] else "[red]failed[/]"
+    return f"gate {gate['name']} {gate['limit']:g}", f"{found}, {verdict}"
 
 
 def print_demo(out: Console, found: DemoResult) -> None:

@@ -1,16 +1,15 @@
 """What can go wrong, and the exit code that each kind carries.
 
-    RankmillError      1   (never raised itself)
-    ├── StartError     2   nothing was started
-    │   ├── ConfigError    a setting, a flag, an unknown key
-    │   ├── InputError     a file, a column, a type, an order of rows
-    │   ├── ModelError     a model that cannot be found, trusted or loaded
-    │   │   └── BackendUnfit   another backend can score it
-    │   └── OutputError    an output folder that holds something else
-    ├── RunFailed      1   part-way: what is committed stays, the same command resumes
-    └── OutputBusy     4   another run holds the output
-
-Exit code 3 (a gate failed) belongs to gates, which this version does not have.
+RankmillError      1   (never raised itself)
+├── StartError     2   nothing was started
+│   ├── ConfigError    a setting, a flag, an unknown key
+│   ├── InputError     a file, a column, a type, an order of rows
+│   ├── ModelError     a model that cannot be found, trusted or loaded
+│   │   └── BackendUnfit   another backend can score it
+│   └── OutputError    an output folder that holds something else
+├── RunFailed      1   part-way: what is committed stays, the same command resumes
+├── GatesFailed    3   all is committed, and not good enough to be called complete
+└── OutputBusy     4   another run holds the output
 """
 
 from __future__ import annotations
@@ -78,6 +77,12 @@ class RunFailed(RankmillError):
     """Some shards failed. What is committed stays; the same command resumes."""
 
     exit_code = 1
+
+
+class GatesFailed(RankmillError):
+    """A finished run does not reach what its gates ask. The parts stay, without `_SUCCESS`."""
+
+    exit_code = 3
 
 
 class OutputBusy(RankmillError):

@@ -38,17 +38,24 @@ class _Flight:
 class Isolation:
     """Scores the batches of one shard apart from this process.
 
+    reused: pairs of the shard that the model could score in an earlier run, and is not given now.
     Use as a context; the process ends with it.
     """
 
     def __init__(
-        self, description: Description, profile: Profile, template: Template, seconds: float
+        self,
+        description: Description,
+        profile: Profile,
+        template: Template,
+        seconds: float,
+        reused: int = 0,
     ) -> None:
         self._description, self._profile, self._template = description, profile, template
         self._allowance = Allowance(seconds, profile.token_budget)
         self._process: ScoringProcess | None = None
         self._waiting: deque[_Flight] = deque()
         self._flying: deque[tuple[_Flight, float]] = deque()
+        self._reused = reused
         self._ended = self._inputs = self._scored = self._lost = 0
 
     def __enter__(self) -> Isolation:
@@ -122,8 +129,10 @@ class Isolation:
 
     def _lose_one(self, why: str) -> None:
         self._lost += 1
-        all_of_several = self._lost == self._inputs and self._inputs > 1
-        if all_of_several or self._lost > max(FEW_INPUTS, FEW_OF_A_SHARD * self._inputs):
+        # What an earlier run could not score is all that is left of a shard that has not changed.
+        all_of_several = self._lost == self._inputs and self._inputs > 1 and not self._reused
+        few = max(FEW_INPUTS, FEW_OF_A_SHARD * (self._inputs + self._reused))
+        if all_of_several or self._lost > few:
             raise ModelError(
                 f"The model fails on too many of the shard's {self._inputs} inputs to leave them "
                 f"out: on {self._lost} so far, last because {why}."

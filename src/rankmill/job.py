@@ -12,6 +12,7 @@ from typing import Any
 
 from rankmill import (
     cluster,
+    gates,
     load,
     logs,
     markers,
@@ -19,6 +20,7 @@ from rankmill import (
     output,
     pipeline,
     portions,
+    reuse,
     runs,
     storage,
 )
@@ -37,6 +39,7 @@ from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker, ModelCost
 from rankmill.metrics import RunMetrics
 from rankmill.models import Description, presets
+from rankmill.pipeline import Step
 from rankmill.pool import Pool, choose_device
 from rankmill.portions import Portion
 from rankmill.prepared import Prepared, RunModel, carried_columns, prepare
@@ -77,16 +80,18 @@ def rerank(
     model: an own `Description` in place
     of the one that `config.model` names.
 
-    Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed` (what is committed
-    stays).
+    Raises `StartError` (nothing was started), `OutputBusy`, `RunFailed` (what is committed
+    stays), or `GatesFailed` (all is committed, without `_SUCCESS`).
     """
     started = time.monotonic()
     if cluster.is_foreign_cluster(config.compute):
         given = [path for paths in config.input.all_paths.values() for path in paths]
-        output.refuse_relative([*given, config.output.path])
+        previous = filter(None, [*config.reuse, config.gates.previous])
+        output.refuse_relative([*given, config.output.path, *previous])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
         return _already_complete(ready)
+    gates.refuse_unmeasurable(ready.config, carried_columns(ready.config, ready.source))
     with ExitStack() as stack:
         with storage.reaching(ready.store.url):
             lease = stack.enter_context(Lease(ready.store))
@@ -98,7 +103,9 @@ def rerank(
         if ready.pending:
             source, lookups = ready.staging.carry_out(lease)
         described = [model.description for model in ready.models]
-        run = runs.make_run(ready.config, ready.source, described, ready.plan, profiles)
+        run = runs.make_run(
+            ready.config, ready.source, described, ready.plan, profiles, ready.reused
+        )
         with storage.reaching(ready.store.url), ready.store.locked():
             lease.refuse_lost()
             if overwrite:
@@ -109,7 +116,9 @@ def rerank(
         logs.name_run(run.fingerprint)
         for line in map(_resolved_line, ready.models, profiles, pools):
             log.info("%s", line)
-        _prepare_nodes(ready, profiles)
+        if ready.pending:
+            _prepare_nodes(ready, profiles)
+        steps = _steps(ready, run, profiles, pools)
         watch = stack.enter_context(
             Watch(
                 ready.store,
@@ -127,7 +136,7 @@ def rerank(
                 source,
                 ready.plan,
                 ready.pending,
-                list(zip(_stage_settings(ready, profiles), pools, strict=True)),
+                steps,
                 _commit_settings(ready, run),
                 Bounds(ready.store, ready.config.compute.batch_timeout, run.fingerprint),
                 lookups,
@@ -174,7 +183,8 @@ def _resolve(ready: Prepared) -> tuple[list[Profile], list[Pool]]:
             _find_profile(model, compute, device, part) for model, part in zip(ready.models, parts)
         ]
     else:
-        _refuse_other_machine(ready, known[0], device)
+        if ready.pending:  # otherwise nothing is scored: only the end of the run is missing
+            _refuse_other_machine(ready, known[0], device)
         profiles = [with_threads(p, compute, part.cores) for p, part in zip(known, parts)]
     return profiles, portions.size_pools(compute, device, profiles, parts, found)
 
@@ -263,6 +273,20 @@ def _stage_settings(ready: Prepared, profiles: Sequence[Profile]) -> list[StageS
     ]
 
 
+def _steps(
+    ready: Prepared, run: Run, profiles: Sequence[Profile], pools: Sequence[Pool]
+) -> list[Step]:
+    """Each model's workers, with the earlier scores that it would give again."""
+    scorings = run.recorded["scoring"]
+    reuse.warn_unfit(ready.previous, {m.label: s for m, s in zip(ready.models, scorings)})
+    known = [reuse.known(ready.previous, one, pipeline.map_shared) for one in scorings]
+    settings = _stage_settings(ready, profiles)
+    return [
+        Step(one, pool, pipeline.share(found))
+        for one, pool, found in zip(settings, pools, known, strict=True)
+    ]
+
+
 def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
     described = ready.model.description.to_json()
     model = {f"rankmill.model.{k}": str(v) for k, v in described.items() if v}
@@ -288,7 +312,10 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
 def _finish(
     ready: Prepared, run: Run, pools: Sequence[Pool], done: dict[int, Marker], seconds: float
 ) -> RunResult:
-    """Check the sums, write the manifest and `_SUCCESS`. Raises `RunFailed` for missing shards."""
+    """Check sums and gates, write the manifest and `_SUCCESS`.
+
+    Raises `RunFailed` for missing shards, `GatesFailed` for what is not good enough.
+    """
     missing = [index for index in range(len(ready.plan)) if index not in done]
     if missing:
         raise _failure(ready.store, missing, len(ready.plan))
@@ -298,10 +325,15 @@ def _finish(
         expected = int(ready.plan.bounds[-1])
         assert counters.rows_in == expected, f"{counters.rows_in} of {expected} rows were read"
     fresh = sum(done[index].counters.pairs_scored for index in ready.pending)
+    try:
+        found = gates.check(ready.config, ready.store.url, counters, pipeline.map_shared)
+    except StartError as error:  # too late to be one: all is committed
+        raise RunFailed(error.message, error.remedy) from error
     manifest = {
         "contract_version": CONTRACT_VERSION,
         "fingerprint": run.fingerprint,
-        "complete": True,
+        "complete": all(gate.passed for gate in found),
+        "gates": [gate.to_json() for gate in found],
         **asdict(counters),
         "seconds": round(seconds, 3),
         "pairs_per_second": round(fresh / seconds, 2),
@@ -321,6 +353,7 @@ def _finish(
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
     ready.staging.remove()
+    gates.refuse_failed(found, ready.store.url)
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 
@@ -365,6 +398,9 @@ def _already_complete(ready: Prepared) -> RunResult:
         )
     counters = markers.add(marker.counters for marker in ready.committed.values())
     log.info("Already complete: nothing was computed.")
+    checked = {gate["name"]: gate["limit"] for gate in manifest.get("gates", [])}
+    if checked != gates.limits(ready.config):
+        log.warning("Gates are checked before a run is complete: those asked for now were not.")
     return _result(ready.store, manifest, counters)
 
 

@@ -30,8 +30,10 @@ _SHARD_FILE = re.compile(
 class Counters:
     """What became of rows, and what it cost. They add up: see `refuse_imbalance`.
 
-    windows: inputs of the model, one a distinct pair unless long documents are windowed. tokens:
-    of all of them. pairs_truncated: rows of which the model did not see all tokens.
+    pairs_scored, pairs_reused: distinct ones that a model scored, and those that none had to, as
+    all that saw them took over earlier scores. windows: inputs of the model, one a distinct pair
+    unless long documents are windowed. tokens: of all of them. pairs_truncated: rows of which the
+    model did not see all tokens.
     """
 
     rows_in: int = 0
@@ -81,10 +83,14 @@ def add(counters: Iterable[Counters]) -> Counters:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one of a run's models did for a shard. pairs: distinct ones that it was given; windows,
-    tokens, padded_tokens: as in `Counters`; seconds: of scoring."""
+    """What one of a run's models did for a shard.
+
+    pairs: distinct ones that it was given; reused: those of them that had an earlier score, so that
+    it scored the others. windows, tokens, padded_tokens: as in `Counters`; seconds: of scoring.
+    """
 
     pairs: int = 0
+    reused: int = 0
     windows: int = 0
     tokens: int = 0
     padded_tokens: int = 0

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rankmill import rows, schema
+from rankmill import rows
 from rankmill.envelope import Envelope, Scored
 from rankmill.markers import ModelCost
 from rankmill.results import Results
+from rankmill.score_files import ScoredPairsOfShard
 from rankmill.stages import by_row
 from rankmill.tokens import Float32, Int32
 
@@ -32,7 +33,8 @@ class Outcome:
     is scored, else -1. reason: object, None unless the row goes to quarantine. score: float32, NaN
     where there is none. dropped: int32, tokens that the model which gave the score did not see.
     stage: int32, the number of that model in a cascade, 0 for none. beside: float32, the scores of
-    each of several models side by side.
+    each of several models side by side. fresh: bool, whether a model scored the pair itself,
+    and did not take over an earlier score.
     """
 
     query: Int32
@@ -42,6 +44,7 @@ class Outcome:
     dropped: Int32
     stage: Int32
     beside: tuple[Float32, ...]
+    fresh: npt.NDArray[np.bool_]
 
 
 def of_rows(done: Sequence[Scored], results: Results) -> Outcome:
@@ -62,6 +65,7 @@ def of_rows(done: Sequence[Scored], results: Results) -> Outcome:
         dropped=np.stack(droppeds)[whose, row],
         stage=stage.astype(np.int32),
         beside=tuple(scores) if results.names else (),
+        fresh=np.any([_is_fresh(one) for one in done], axis=0),
     )
 
 
@@ -69,6 +73,19 @@ def _of_model(one: Scored) -> tuple[Int32, Float32, Int32]:
     pair = one.facts.column("pair").to_numpy()
     score = one.scores.column("score").to_numpy()
     return pair, *by_row(pair, score, one.pairs.column("dropped").to_numpy())
+
+
+def _is_fresh(one: Scored) -> npt.NDArray[np.bool_]:
+    """bool [rows]: whether this model scored the row's pair itself."""
+    pair = one.facts.column("pair").to_numpy()
+    fresh = pair >= 0
+    fresh[fresh] = ~_is_reused(one)[pair[fresh]]
+    return fresh
+
+
+def _is_reused(one: Scored) -> npt.NDArray[np.bool_]:
+    """bool [pairs]: whether the distinct pair has the score of an earlier run."""
+    return np.isfinite(one.pairs.column("reused").to_numpy())
 
 
 def _reasons(
@@ -90,16 +107,20 @@ def _reasons(
     return found
 
 
-def score_table(done: Sequence[Scored]) -> pa.Table:
-    """Every finite score of every model, as `schema.SCORES`; `stage` is the model's number."""
-    tables = []
+def scored_pairs(done: Sequence[Scored]) -> ScoredPairsOfShard:
+    """Every finite score of every model, whoever scored it: a later run needs this one alone."""
+    digests: list[pa.Array] = []
+    columns: list[tuple[npt.NDArray[Any], ...]] = []
     for number, (_, pairs, scores) in enumerate(done, 1):
-        score = scores.column("score").combine_chunks()
-        finite = pa.array(np.isfinite(score.to_numpy()))
-        digest = pairs.column("digest").combine_chunks().filter(finite)
-        stage = pa.array(np.full(len(digest), number, np.int8))
-        tables.append(pa.table([digest, score.filter(finite), stage], schema=schema.SCORES))
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
+        score = scores.column("score").to_numpy()
+        finite = np.isfinite(score)
+        key, tokens, dropped = (
+            pairs.column(name).to_numpy()[finite] for name in ("query_key", "tokens", "dropped")
+        )
+        digests.append(pairs.column("digest").combine_chunks().filter(pa.array(finite)))
+        stage = np.full(len(key), number, np.int8)
+        columns.append((key, score[finite], stage, tokens, dropped))
+    return ScoredPairsOfShard(pa.concat_arrays(digests), *map(np.concatenate, zip(*columns)))
 
 
 def costs(done: Sequence[Scored]) -> tuple[tuple[ModelCost, ...], bool]:
@@ -108,6 +129,7 @@ def costs(done: Sequence[Scored]) -> tuple[tuple[ModelCost, ...], bool]:
     found = tuple(
         ModelCost(
             pairs=one.scores.num_rows,
+            reused=int(_is_reused(one).sum()),
             windows=cost["windows"],
             tokens=cost["tokens"],
             padded_tokens=cost["padded_tokens"],

@@ -18,8 +18,8 @@ from rankmill.store import Fence, Store
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
 
-def refuse_overlap(inputs: Sequence[str], output: str) -> None:
-    """Raise `ConfigError` when input and output lie inside each other.
+def refuse_overlap(inputs: Sequence[str], output: str, kind: str = "input") -> None:
+    """Raise `ConfigError` when an output and what is read for it lie inside each other.
 
     A reader pointed at OUTPUT must see ranked pairs only, and a run must not read what it writes.
     """
@@ -34,7 +34,7 @@ def refuse_overlap(inputs: Sequence[str], output: str) -> None:
             inside = there.startswith(here) or here.startswith(there) or beside
         if inside:
             raise ConfigError(
-                f"The output {output} and the input {path} lie inside each other.",
+                f"The output {output} and the {kind} {path} lie inside each other.",
                 "Choose an output folder of its own.",
             )
 
@@ -123,12 +123,12 @@ def is_complete(store: Store) -> bool:
 
 
 def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
-    """Make ready for a start: no `_SUCCESS`, no notes and scraps of an earlier start.
+    """Make ready for a start: no `_SUCCESS`, no manifest, notes and scraps of an earlier start.
 
     record: run.json, for a run that has none yet. pending: the shards that will be computed; a
     marker of theirs (damaged, or of another run) must not vouch for them.
     """
-    store.delete([runs.SUCCESS])
+    store.delete([runs.SUCCESS, runs.MANIFEST])
     there = set(store.sizes(markers.SHARDS))
     names = {markers.marker_name(shard) for shard in pending}
     own = {f"{markers.SHARDS}/{name}" for name in there}

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
 import ray
@@ -29,6 +29,7 @@ from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
+from rankmill.known_scores import KnownScores
 from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
@@ -49,12 +50,17 @@ _SCAN_THREADS = 4
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
 
-# What the workers of a model must know, and how many they are.
-Step = tuple[StageSettings, Pool]
-
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Step(NamedTuple):
+    """What the workers of a model must know, how many they are, and what need not be scored."""
+
+    settings: StageSettings
+    pool: Pool
+    known: ray.ObjectRef[KnownScores] | None = None
 
 
 def probe(device: Device, compute: ComputeConfig) -> Hardware:
@@ -129,6 +135,11 @@ def hold(function: Callable[[T], R], item: T, cpus: float = 1.0) -> ray.ObjectRe
     result, done = remote.remote(item)
     _get([done])
     return cast("ray.ObjectRef[R]", result)
+
+
+def share(known: KnownScores | None) -> ray.ObjectRef[KnownScores] | None:
+    """Send what is known to the cluster, once for a run; for a `Step`."""
+    return None if known is None else ray.put(known)
 
 
 def _get(refs: list[Any]) -> list[Any]:
@@ -225,10 +236,10 @@ def run_context() -> DataContext:
 def graph(source: ShardSource, steps: Sequence[Step], bounds: Bounds) -> Dataset:
     """The lazy Ray Data graph up to scored envelopes."""
     dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
-    for settings, pool in steps:
+    for settings, pool, known in steps:
         dataset = dataset.map_batches(
             tokenize_block,
-            fn_args=(settings, bounds),
+            fn_args=(settings, bounds, known),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=TOKENIZE_CPUS,
@@ -279,8 +290,13 @@ def _strategy(pool: Pool) -> ActorPoolStrategy:
     )
 
 
-def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> pa.Table:
-    """Tokenize the envelopes of a block."""
+def tokenize_block(
+    block: pa.Table,
+    settings: StageSettings,
+    bounds: Bounds,
+    shared: ray.ObjectRef[KnownScores] | None = None,
+) -> pa.Table:
+    """Tokenize the envelopes of a block. shared: what is known of their pairs."""
     _write_logs(bounds.run)
     try:
         tokenizer = _tokenizer(settings.description, settings.rules)
@@ -290,7 +306,8 @@ def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> 
             # loaded, and Ray would give this process to a later run's task.
             os._exit(1)
         raise
-    return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds))
+    known = None if shared is None else ray.get(shared)
+    return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds, known))
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankmill import output, runs, schema, staging, storage
+from rankmill import output, reuse, runs, schema, staging, storage
 from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import OutputError
 from rankmill.load import Estimate, Load
@@ -15,6 +15,7 @@ from rankmill.markers import Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
 from rankmill.plan import GPU_TIMES, Plan
+from rankmill.reuse import Previous
 from rankmill.source import Source
 from rankmill.staging import Cost, Staging
 from rankmill.store import Store
@@ -53,7 +54,8 @@ class Prepared:
     """A run that could start: everything is known but the profiles.
 
     models: in the order in which they score. staging: what is done before shards are read. stored:
-    run.json of an earlier start; committed: its shards that need not be done again.
+    run.json of an earlier start; committed: its shards that need not be done again. previous:
+    outputs to take scores from, if any are to be computed; reused: their names for the run's own.
     """
 
     config: RunConfig
@@ -63,6 +65,8 @@ class Prepared:
     store: Store
     stored: dict[str, Any] | None
     committed: dict[int, Marker]
+    previous: tuple[Previous, ...]
+    reused: dict[str, str]
 
     @property
     def plan(self) -> Plan:
@@ -111,6 +115,7 @@ def prepare(
     store = Store(config.output.path, config.storage.profile)
     every = [path for paths in config.input.all_paths.values() for path in paths]
     output.refuse_overlap(every, store.url)
+    output.refuse_overlap(config.reuse, store.url, "reused output")
     source = open_input(config.input, config.storage.profile)
     carried_columns(config, source)
     with storage.reaching(store.url):
@@ -120,8 +125,15 @@ def prepare(
     found = _describe(config, model)
     if not any(one.takes_instruction for one in found):
         refuse_instructions(found[0], config.input.columns.instruction)
-    if stored is not None:
-        identity = runs.identity_without_profile(config, source, found)
+    previous: tuple[Previous, ...] = ()
+    recorded: dict[str, str] = {}
+    if stored is None:
+        previous = reuse.look_at(config.reuse, config.storage.profile)
+        reused = reuse.names(previous)
+    else:
+        recorded = stored["identity"].get("reuse", {})
+        reused = reuse.recorded_names(config.reuse, recorded)
+        identity = runs.identity_without_profile(config, source, found, reused)
         deciding = found[config.results.deciding - 1]
         names = (str(stored["model"]["name"]), str(deciding.to_json()["name"]))
         runs.refuse_other(store, stored, identity, names=names)
@@ -145,7 +157,11 @@ def prepare(
             log.warning("Computed again: %s", problem)
         if len(committed) < len(whole):
             output.refuse_strangers(store, len(whole))
-    return Prepared(config, source, models, before, store, stored, committed)
+            previous = reuse.look_at(config.reuse, config.storage.profile)
+            reuse.refuse_changed(previous, recorded, store.url)
+    return Prepared(
+        config, source, models, before, store, stored, committed, previous=previous, reused=reused
+    )
 
 
 def _describe(config: RunConfig, model: Description | None) -> list[Description]:
@@ -182,6 +198,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "input": config.input.model_copy(update=paths),
+            "reuse": [storage.absolute(path) for path in config.reuse],
             "output": config.output.model_copy(
                 update={"path": storage.absolute(config.output.path)}
             ),

@@ -10,12 +10,12 @@ import hashlib
 import json
 import platform
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from rankmill.config import CONTRACT_VERSION, RunConfig
+from rankmill.config import CONTRACT_VERSION, ModelConfig, RunConfig
 from rankmill.errors import OutputError
 from rankmill.markers import PRIVATE
 from rankmill.models import Description
@@ -70,12 +70,34 @@ class Run:
         return json.dumps(stored, indent=1, ensure_ascii=False).encode()
 
 
+def scoring(asked: ModelConfig, digest: str, profile: Profile) -> dict[str, Any]:
+    """All that a pair's score depends on beside its texts, as plain JSON values.
+
+    Two runs that agree in it give a pair the same score but for what its batch does to it: in
+    bf16 about 2e-3, in fp32 1e-6 (`benchmarks/batch_effect.py`), which is as exact as either of
+    them is. So the size of batches and the number of threads are not in it; the backend and the
+    instruction set are, because they round each operation in a way of their own. A model's place
+    among several is not in it either, nor how many pairs it hands on.
+    """
+    found = profile.to_json()
+    kept = ("backend", "precision", "device", "instructions", "scoring_version")
+    return {
+        "model": digest,
+        "settings": asked.scoring_settings(),
+        "profile": {name: found[name] for name in kept},
+    }
+
+
 def identity_without_profile(
-    config: RunConfig, source: Source, models: Sequence[Description]
+    config: RunConfig, source: Source, models: Sequence[Description], reused: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything that names a run but the profiles, as plain JSON values."""
+    """Everything that names a run but the profiles, as plain JSON values.
+
+    reused: outputs whose scores are taken over, each with a digest of what it held.
+    """
     asked = list(config.scorers.values())
     return {
+        **({"reuse": dict(reused)} if reused else {}),
         "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
         # The files' order makes the shards; a mapping does not keep it.
         "order": hashlib.sha256("\n".join(file.url for file in source.files).encode()).hexdigest(),
@@ -107,6 +129,7 @@ def make_run(
     models: Sequence[Description],
     plan: Plan,
     profiles: Sequence[Profile],
+    reused: Mapping[str, str],
 ) -> Run:
     """Put together what run.json holds.
 
@@ -114,10 +137,15 @@ def make_run(
     in `models` and `profiles`, by what they are called.
     """
     found = [profile.identity() for profile in profiles]
-    identity = identity_without_profile(config, source, models)
+    identity = identity_without_profile(config, source, models, reused)
     identity["profile"] = _by_model(config, found)
     deciding = config.results.deciding - 1
     recorded: dict[str, Any] = {
+        # How the scores of each model (from 1) are made, for runs that would reuse them.
+        "scoring": [
+            scoring(asked, model.digest, profile)
+            for asked, model, profile in zip(config.scorers.values(), models, profiles, strict=True)
+        ],
         # Tells this start from one with the same fingerprint, after --overwrite.
         "start": uuid.uuid4().hex,
         "config": config.model_dump(mode="json"),
@@ -178,6 +206,17 @@ def stored_run(store: Store) -> dict[str, Any] | None:
     return values
 
 
+def stored_gates(store: Store, fingerprint: str) -> list[dict[str, Any]]:
+    """The gates in the manifest of a run, once all of its shards were committed; else none."""
+    try:
+        manifest = json.loads(store.read(MANIFEST) or b"{}")
+        named = manifest.get("fingerprint") == fingerprint
+        gates = manifest.get("gates", []) if named else []
+        return [{key: gate[key] for key in ("name", "limit", "found", "passed")} for gate in gates]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []  # `status --verify` names a manifest that is damaged
+
+
 def refuse_other(
     store: Store,
     stored: dict[str, Any],
@@ -191,7 +230,7 @@ def refuse_other(
     models there and here, told where the models differ.
     """
     there = {key: value for key, value in stored["identity"].items() if key != "profile"}
-    changes = list(_differences(there, identity))
+    changes = list(differences(there, identity))
     if names is not None and names[0] != names[1] and there["model"] != identity["model"]:
         changes.insert(0, f"model.name: {_shown(names[0])} -> {_shown(names[1])}")
     if changes:
@@ -203,12 +242,13 @@ def refuse_other(
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:
+    """What two records do not share, a line a value: `settings.max_length: 256 -> 512`."""
     for key in sorted(old.keys() | new.keys()):
         place = f"{where}.{key}" if where else key
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, place)
+            yield from differences(before, after, place)
         elif before != after:
             yield f"{place}: {_shown(before)} -> {_shown(after)}"
 

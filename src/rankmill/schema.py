@@ -30,8 +30,15 @@ MISSING = "__rankmill_missing"
 _OWN = "__rankmill_"
 
 # Scored pairs, for reuse by later runs. The digest covers both texts (see `tokens.pair_digests`).
+# tokens: of both texts, before anything was cut; tokens_dropped: those that the model did not see.
 SCORES = pa.schema(
-    [("pair", pa.binary(16)), ("score", pa.float32()), ("stage", pa.int8())],
+    [
+        ("pair", pa.binary(16)),
+        ("score", pa.float32()),
+        ("stage", pa.int8()),
+        ("tokens", pa.int32()),
+        ("tokens_dropped", pa.int32()),
+    ],
 )
 
 

@@ -81,7 +81,11 @@ def score_pairs_by(
     padded, degraded = 0, False
     reasons: dict[int, str] = {}
     batches = make_batches(lengths, profile.token_budget)
-    for done in run(batches, lambda chosen: assemble(windows, template, chosen)):
+    # Where there is nothing to score the model need not even be loaded.
+    scored = (
+        run(batches, lambda chosen: assemble(windows, template, chosen)) if len(windows) else ()
+    )
+    for done in scored:
         scores[done.chosen] = done.scores
         if done.reason is not None:
             reasons.setdefault(int(windows.pair[done.chosen[0]]), done.reason)

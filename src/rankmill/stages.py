@@ -21,6 +21,7 @@ from rankmill import rank, rows, tokens
 from rankmill.config import ColumnNames
 from rankmill.envelope import Envelope
 from rankmill.flight import run_batches
+from rankmill.known_scores import FoundScores, KnownScores
 from rankmill.models import Description, ScorerModel, Tokenizer
 from rankmill.profile import Profile
 from rankmill.scorer import BatchRunner, score_pairs_by
@@ -48,13 +49,21 @@ class StageSettings:
     best: int | None = None
 
 
-def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) -> Envelope:
-    """Check the rows of a shard and tokenize its distinct texts and pairs.
+def tokenize(
+    envelope: Envelope,
+    settings: StageSettings,
+    tokenizer: Tokenizer,
+    known: KnownScores | None = None,
+) -> Envelope:
+    """Check the rows of a shard and tokenize the distinct texts of pairs that have no score yet.
+
+    known: what earlier runs have scored in this model's way.
 
     Puts what models before have left into `earlier`. Adds `facts`, a row a pair row: query int32
     (its candidate list, -1 for none), pair int32 (its distinct pair, -1 when it is not scored),
-    reason string (null unless quarantined); `pairs`, a row a distinct pair; and `texts`, token ids
-    of the distinct texts.
+    reason string (null unless quarantined); `pairs`, a row a distinct pair, its earlier score among
+    them (`reused`, NaN where the model is to score it); and `texts`, token ids of the distinct
+    texts.
     """
     started = time.perf_counter()
     envelope = envelope.for_next_model()
@@ -78,16 +87,22 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
     )
     query = (distinct // max(len(documents), 1)).astype(np.int32)
     document = (distinct % max(len(documents), 1)).astype(np.int32)
-    cut = tokenizer.tokenize([*queries, *documents], query, document + np.int32(len(queries)))
     pair = np.full(len(wanted), -1, np.int32)
     pair[wanted] = inverse
-    digests = tokens.pair_digests(queries, documents, query, document)
+    keys = tokens.query_keys(queries)[query]
+    digests = pa.array(tokens.pair_digests(queries, documents, query, document), pa.binary(16))
+    found = FoundScores.none(len(keys)) if known is None else known.find(keys, digests)
+    new = np.isnan(found.score)
+    cut = _tokenize_some(tokenizer, (queries, documents), query[new], document[new])
     seconds = str(time.perf_counter() - started)
     facts = pa.table(
         {"query": checked.query, "pair": pair, "reason": checked.reason}
     ).replace_schema_metadata({"several_texts": str(checked.several_texts), "seconds": seconds})
     return replace(
-        envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(cut.texts)
+        envelope,
+        facts=facts,
+        pairs=_pairs_table(cut, digests, keys, found),
+        texts=_texts_table(cut.texts),
     )
 
 
@@ -109,25 +124,39 @@ def score(
 def score_by(
     run: BatchRunner, envelope: Envelope, rules: PairRules, template: Template, profile: Profile
 ) -> Envelope:
-    """Score the distinct pairs of a shard; leaves the token ids behind.
+    """Score the distinct pairs of a shard that have no score yet; leaves the token ids behind.
 
-    Adds `scores`, a row a distinct pair, with what they cost in its metadata: score float32 and
-    reason string (null unless the pair could not be scored).
+    Batches are a pure function of the shard, the model, the profile, and of what was reused.
+
+    Adds `scores`, a row a distinct pair, with what they cost in its metadata: score float32 (an
+    earlier one as it was stored) and reason string (null unless the pair could not be scored).
     """
     started = time.perf_counter()
-    pairs = _tokenized(envelope, template.special)
-    scored = score_pairs_by(run, pairs, rules, template, profile)
+    assert envelope.pairs is not None, "only tokenized shards are scored"
+    scores = envelope.pairs.column("reused").to_numpy().copy()
+    new = np.flatnonzero(np.isnan(scores))
+    scored = score_pairs_by(
+        run, _tokenized(envelope, new, template.special), rules, template, profile
+    )
+    scores[new] = scored.scores
     cost = {
         "windows": scored.windows,
         "tokens": scored.tokens,
         "padded_tokens": scored.padded_tokens,
-        "degraded": scored.degraded,
+        "degraded": scored.degraded or envelope.pairs.schema.metadata[b"damaged"] == b"True",
         "seconds": time.perf_counter() - started,
     }
-    reason = pa.array([scored.reasons.get(pair) for pair in range(len(pairs))], pa.string())
-    scores = pa.table({"score": scored.scores, "reason": reason})
+    reasons = {int(new[pair]): why for pair, why in scored.reasons.items()}
+    reason = pa.array([reasons.get(pair) for pair in range(len(scores))], pa.string())
+    scores = pa.table({"score": scores, "reason": reason})
     scores = scores.replace_schema_metadata({"cost": json.dumps(cost)})
     return replace(envelope, scores=scores, texts=None)
+
+
+def count_reused(envelope: Envelope) -> int:
+    """How many distinct pairs of a tokenized shard have an earlier score."""
+    assert envelope.pairs is not None, "only tokenized shards are scored"
+    return int(np.isfinite(envelope.pairs.column("reused").to_numpy()).sum())
 
 
 def by_row(
@@ -177,17 +206,50 @@ def _distinct_queries(
     return read, inverse.astype(np.int32)
 
 
-def _pairs_table(pairs: TokenizedPairs, digests: list[bytes]) -> pa.Table:
+def _tokenize_some(
+    tokenizer: Tokenizer,
+    texts: tuple[list[str], list[str]],
+    query: npt.NDArray[np.int32],
+    document: npt.NDArray[np.int32],
+) -> TokenizedPairs:
+    """Tokenize pairs, given as indices into queries and documents, and no text beside theirs."""
+    needed, place = np.unique(query, return_inverse=True)
+    used = [texts[0][number] for number in needed]
+    first = len(used)
+    needed, other = np.unique(document, return_inverse=True)
+    used += [texts[1][number] for number in needed]
+    return tokenizer.tokenize(used, place.astype(np.int32), (other + first).astype(np.int32))
+
+
+def _pairs_table(
+    pairs: TokenizedPairs,
+    digests: pa.Array,
+    keys: npt.NDArray[np.uint64],
+    found: FoundScores,
+) -> pa.Table:
+    """All distinct pairs; where a score is reused, the numbers of its texts are 0."""
+    new = np.isnan(found.score)
+
+    def spread(values: npt.NDArray[np.int32], known: npt.NDArray[np.int32]) -> pa.Array:
+        whole = known.copy()
+        whole[new] = values
+        return pa.array(whole)
+
+    nothing = np.zeros(len(new), np.int32)
+    whole = pairs.query_kept + pairs.document_kept + pairs.dropped
     return pa.table(
         {
-            "digest": pa.array(digests, pa.binary(16)),
-            "query": pairs.query,
-            "document": pairs.document,
-            "query_kept": pairs.query_kept,
-            "document_kept": pairs.document_kept,
-            "dropped": pairs.dropped,
+            "digest": digests,
+            "query_key": keys,
+            "reused": found.score,
+            "tokens": spread(whole, found.tokens),
+            "dropped": spread(pairs.dropped, found.dropped),
+            "query": spread(pairs.query, nothing),
+            "document": spread(pairs.document, nothing),
+            "query_kept": spread(pairs.query_kept, nothing),
+            "document_kept": spread(pairs.document_kept, nothing),
         }
-    )
+    ).replace_schema_metadata({"damaged": str(found.damaged)})
 
 
 def _texts_table(texts: TokenizedTexts) -> pa.Table:
@@ -202,7 +264,7 @@ def _texts_table(texts: TokenizedTexts) -> pa.Table:
     )
 
 
-def _tokenized(envelope: Envelope, special: int) -> TokenizedPairs:
+def _tokenized(envelope: Envelope, chosen: npt.NDArray[np.int64], special: int) -> TokenizedPairs:
     assert envelope.pairs is not None, "only tokenized shards are scored"
     assert envelope.texts is not None, "only tokenized shards are scored"
     lists = {
@@ -211,7 +273,7 @@ def _tokenized(envelope: Envelope, special: int) -> TokenizedPairs:
     values = {name: list_.values.to_numpy() for name, list_ in lists.items()}
     texts = TokenizedTexts(starts=lists["ids"].offsets.to_numpy(), **values)
     query, document, query_kept, document_kept = (
-        envelope.pairs.column(name).to_numpy()
+        envelope.pairs.column(name).to_numpy()[chosen]
         for name in ("query", "document", "query_kept", "document_kept")
     )
     return TokenizedPairs(texts, query, document, query_kept, document_kept, special)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rankmill import integrity, markers, output, runs
 from rankmill.errors import InputError
@@ -20,7 +21,8 @@ class Status:
     """A look at an output.
 
     running: somebody holds its lease. failed: why shards failed at the last start. damaged: what
-    is wrong with committed files, and files that are not of this run.
+    is wrong with committed files, and files that are not of this run. gates: as the manifest
+    holds them (see `gates.Gate`), once all shards were committed.
     """
 
     url: str
@@ -34,6 +36,7 @@ class Status:
     degraded: tuple[int, ...]
     failed: dict[int, str]
     damaged: tuple[str, ...]
+    gates: tuple[dict[str, Any], ...] = ()
 
 
 def read_status(path: str, profile: str | None = None, verify: bool = False) -> Status:
@@ -72,4 +75,5 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
             # Names and notes are whatever somebody has put there.
             failed={shard: mask(why) for shard, why in markers.read_failures(store).items()},
             damaged=tuple(map(mask, damaged)),
+            gates=tuple(runs.stored_gates(store, fingerprint)),
         )

@@ -177,6 +177,12 @@ def kept_tokens(
     return kept_query.astype(np.int32), kept_document.astype(np.int32)
 
 
+def query_keys(queries: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """uint64 [queries]: the first half of each text's digest, by which score files are found."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in queries)
+    return np.frombuffer(digests, "<u8")[::2].astype(np.uint64)
+
+
 def pair_digests(
     queries: Sequence[str], documents: Sequence[str], query: Int32, document: Int32
 ) -> list[bytes]:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from rankmill import flight, profile, stages
 from rankmill.attempts import Attempts
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, ModelError, RankmillError, is_interrupt, kind_and_place
+from rankmill.flight import Indices, ScoredBatch
 from rankmill.isolation import Isolation
+from rankmill.known_scores import KnownScores
 from rankmill.models import ScorerModel, Tokenizer
 from rankmill.scorer import BatchRunner
 from rankmill.stages import StageSettings
 from rankmill.store import Store
+from rankmill.tokens import TokenBatch
 from rankmill.watchdog import LOAD_SECONDS, Allowance, watched, within
 
 log = logging.getLogger("rankmill")
@@ -41,7 +44,11 @@ class Bounds:
 
 
 def tokenize(
-    envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer, bounds: Bounds
+    envelope: Envelope,
+    settings: StageSettings,
+    tokenizer: Tokenizer,
+    bounds: Bounds,
+    known: KnownScores | None = None,
 ) -> Envelope:
     """`stages.tokenize` in a bounded number of attempts, each of which ends.
 
@@ -49,7 +56,7 @@ def tokenize(
     """
     attempts = Attempts(bounds.store, "tokenizing", settings.number)
     with attempts.attempt(envelope.shard), within(_TOKENIZE_SECONDS):
-        return stages.tokenize(envelope, settings, tokenizer)
+        return stages.tokenize(envelope, settings, tokenizer, known)
 
 
 class ScoringWorker:
@@ -89,14 +96,18 @@ class ScoringWorker:
             self._forget_model()
             settings = self._settings
             with Isolation(
-                settings.description, settings.profile, settings.template, self._seconds
+                settings.description,
+                settings.profile,
+                settings.template,
+                self._seconds,
+                stages.count_reused(envelope),
             ) as apart:
                 return self._score(envelope, apart.run_batches)
 
     def _score_here(self, envelope: Envelope) -> Envelope | None:
         """Score in this process; None when that raised an error."""
         try:
-            return self._score(envelope, partial(flight.run_batches, self._loaded()))
+            return self._score(envelope, self._run_here)
         except RankmillError:
             raise
         except BaseException as error:  # panics of libraries are no Exception
@@ -107,6 +118,11 @@ class ScoringWorker:
                 # It can spoil all that this process does on the GPU from now on.
                 os._exit(1)
         return None
+
+    def _run_here(
+        self, batches: Iterable[Indices], assemble: Callable[[Indices], TokenBatch]
+    ) -> Iterator[ScoredBatch]:
+        return flight.run_batches(self._loaded(), batches, assemble)
 
     def _score(self, envelope: Envelope, run: BatchRunner) -> Envelope:
         settings = self._settings

@@ -26,7 +26,8 @@ class Facts:
 
     run: run.json. manifest: None until the run is complete. failures: why shards failed at the
     last start. summary: of `summarised` shards. stages: seconds of all workers by stage. models:
-    of several, what each did, by what it is called. timeline: None where no pair was scored.
+    of several, what each did, by what it is called. timeline: None where no pair was scored. gates:
+    as the manifest holds them, once all is committed.
     """
 
     url: str
@@ -43,6 +44,7 @@ class Facts:
     stages: dict[str, float]
     models: dict[str, ModelCost]
     timeline: Timeline | None
+    gates: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_sample(self) -> bool:
@@ -85,6 +87,7 @@ def gather(
         stages=_stages(found),
         models=dict(zip(Results.of_stored(run["config"]).labels, markers.add_costs(found))),
         timeline=Timeline.of(found),
+        gates=tuple(runs.stored_gates(store, str(run["fingerprint"]))),
     )
 
 

@@ -86,7 +86,7 @@ def render_page(package: str, template: str, **values: object) -> bytes:
 
 def _charts(facts: Facts) -> dict[str, Markup | None]:
     counters, summary = facts.counters, facts.summary
-    pairs = counters.pairs_scored + counters.pairs_duplicate
+    pairs = counters.pairs_scored + counters.pairs_reused + counters.pairs_duplicate
     whole = pairs - counters.pairs_truncated
     shares = [
         (
