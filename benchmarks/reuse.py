@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from ceiling import make_input
 from machine import describe_machine
 from rankmill import cluster, job
+from rankmill.completion import RunResult
 from rankmill.config import ComputeConfig, load_config
 from rankmill.settings import Setting
 from stand_in import StandIn
@@ -44,7 +45,7 @@ def run(
     old: Path | None = None,
     double: StandIn | None = None,
     cut: Mapping[str, Setting] | None = None,
-) -> tuple[float, job.RunResult]:
+) -> tuple[float, RunResult]:
     """Seconds of a run and its result. cut: settings of the input."""
     overrides: dict[str, Setting] = {
         "input.path": str(source),

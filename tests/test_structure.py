@@ -51,6 +51,7 @@ LAYERS = [
     ["report"],
     ["dataset", "evaluate", "export", "quantize", "status", "verify"],
     ["gates"],
+    ["completion"],
     ["job"],
     ["compare", "demo", "nightly"],
     ["evaluation_tables"],

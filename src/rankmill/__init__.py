@@ -22,8 +22,9 @@ from rankmill.export import ExportResult, export
 from rankmill.masking import mask_record
 
 if TYPE_CHECKING:
+    from rankmill.completion import RunResult
     from rankmill.dataset import rerank_dataset
-    from rankmill.job import RunResult, rerank
+    from rankmill.job import rerank
     from rankmill.models import ScorerModel
     from rankmill.profile import Profile
     from rankmill.scorer import Scorer
@@ -54,7 +55,7 @@ __all__ = [
 # Ray, torch and transformers take seconds to import: each name brings only what it needs.
 _HOMES = {
     "Profile": "rankmill.profile",
-    "RunResult": "rankmill.job",
+    "RunResult": "rankmill.completion",
     "Scorer": "rankmill.scorer",
     "ScorerModel": "rankmill.models",
     "TokenBatch": "rankmill.tokens",

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from rankmill import (
     cluster,
     gates,
     load,
     logs,
-    markers,
     notebook,
     output,
     pipeline,
@@ -24,9 +21,9 @@ from rankmill import (
     runs,
     storage,
 )
-from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
-from rankmill.config import CONTRACT_VERSION, ComputeConfig, RunConfig
+from rankmill.completion import RunResult, already_complete, finish
+from rankmill.config import ComputeConfig, RunConfig
 from rankmill.errors import (
     BackendUnfit,
     ConfigError,
@@ -36,7 +33,6 @@ from rankmill.errors import (
     StartError,
 )
 from rankmill.lease import Lease
-from rankmill.markers import Counters, Marker, ModelCost
 from rankmill.metrics import RunMetrics
 from rankmill.models import Description, presets
 from rankmill.pipeline import Step
@@ -50,21 +46,9 @@ from rankmill.report import draw_or_warn
 from rankmill.runs import Run
 from rankmill.source import Source
 from rankmill.stages import StageSettings
-from rankmill.store import Store
 from rankmill.worker import Bounds
 
 log = logging.getLogger("rankmill")
-_FAILURES_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run. `files`: URLs of the part files, in order."""
-
-    output: str
-    manifest: dict[str, Any]
-    counters: Counters
-    files: tuple[str, ...]
 
 
 def rerank(
@@ -90,7 +74,7 @@ def rerank(
         output.refuse_relative([*given, config.output.path, *previous])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
-        return _already_complete(ready)
+        return already_complete(ready)
     gates.refuse_unmeasurable(ready.config, carried_columns(ready.config, ready.source))
     with ExitStack() as stack:
         with storage.reaching(ready.store.url):
@@ -152,7 +136,7 @@ def rerank(
             # What counts is what lies in the output now, whatever was seen on the way.
             done, _ = output.committed(ready.store, run.fingerprint)
             stack.callback(draw_or_warn, ready.store, done, ready.config.report.texts)
-            return _finish(ready, run, pools, done, time.monotonic() - started)
+            return finish(ready, run, pools, done, time.monotonic() - started)
         except OSError as error:
             raise RunFailed(
                 f"{ready.store.url} is out of reach at the end of the run: {error}.",
@@ -307,103 +291,3 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
         results=ready.config.results,
         joined=ready.source.joined,
     )
-
-
-def _finish(
-    ready: Prepared, run: Run, pools: Sequence[Pool], done: dict[int, Marker], seconds: float
-) -> RunResult:
-    """Check sums and gates, write the manifest and `_SUCCESS`.
-
-    Raises `RunFailed` for missing shards, `GatesFailed` for what is not good enough.
-    """
-    missing = [index for index in range(len(ready.plan)) if index not in done]
-    if missing:
-        raise _failure(ready.store, missing, len(ready.plan))
-    counters = markers.add(done[index].counters for index in range(len(ready.plan)))
-    counters.refuse_imbalance()
-    if ready.source.layout != "nested":
-        expected = int(ready.plan.bounds[-1])
-        assert counters.rows_in == expected, f"{counters.rows_in} of {expected} rows were read"
-    fresh = sum(done[index].counters.pairs_scored for index in ready.pending)
-    try:
-        found = gates.check(ready.config, ready.store.url, counters, pipeline.map_shared)
-    except StartError as error:  # too late to be one: all is committed
-        raise RunFailed(error.message, error.remedy) from error
-    manifest = {
-        "contract_version": CONTRACT_VERSION,
-        "fingerprint": run.fingerprint,
-        "complete": all(gate.passed for gate in found),
-        "gates": [gate.to_json() for gate in found],
-        **asdict(counters),
-        "seconds": round(seconds, 3),
-        "pairs_per_second": round(fresh / seconds, 2),
-        "scoring_seconds": round(sum(marker.seconds for marker in done.values()), 3),
-        "shards": len(ready.plan),
-        "shards_resumed": len(ready.committed),
-        "staging": ready.staging.to_json(),
-        "degraded": [index for index in sorted(done) if done[index].degraded],
-        "workers": asdict(pools[ready.config.results.deciding - 1]),
-        "max_length": ready.model.rules.max_length,
-        **{key: run.recorded[key] for key in ("model", "profile", "versions")},
-        "files": [done[index].part.name for index in sorted(done)],
-    }
-    if len(ready.models) > 1:
-        manifest["models"] = _by_model(ready, run, pools, done)
-    output.remove_scraps(ready.store)
-    ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    ready.store.delete_folder(ATTEMPTS)
-    ready.staging.remove()
-    gates.refuse_failed(found, ready.store.url)
-    ready.store.write(runs.SUCCESS, b"")
-    return _result(ready.store, manifest, counters)
-
-
-def _by_model(
-    ready: Prepared, run: Run, pools: Sequence[Pool], done: dict[int, Marker]
-) -> dict[str, Any]:
-    """What each of several models is, where it ran and what it did, by what it is called."""
-    costs = markers.add_costs(done.values()) or [ModelCost()] * len(pools)
-    return {
-        model.label: {
-            "model": run.recorded["models"][model.label],
-            "profile": run.recorded["profiles"][model.label],
-            "workers": asdict(pool),
-            "max_length": model.rules.max_length,
-            **asdict(cost),
-        }
-        for model, pool, cost in zip(ready.models, pools, costs, strict=True)
-    }
-
-
-def _failure(store: Store, missing: list[int], shards: int) -> RunFailed:
-    notes = markers.read_failures(store)
-    first = [f"  shard {i}: {notes.get(i, 'not committed')}" for i in missing[:_FAILURES_SHOWN]]
-    more = len(missing) - len(first)
-    if more:
-        first.append(f"  … and {more} more in {store.url}/{markers.FAILED}")
-    return RunFailed(
-        f"{len(missing)} of {shards} shards failed:\n" + "\n".join(first),
-        f"The other {shards - len(missing)} are committed. Run the same command again when the "
-        "cause is mended: only the missing shards are computed. (An input file that was written "
-        "anew makes another run: start that one with --overwrite or in another output.)",
-    )
-
-
-def _already_complete(ready: Prepared) -> RunResult:
-    manifest = json.loads(ready.store.read(runs.MANIFEST) or b"{}")
-    if "files" not in manifest:
-        raise OutputError(
-            f"{ready.store.url} has {runs.SUCCESS} but no {runs.MANIFEST}.",
-            f"Remove {runs.SUCCESS} and run the same command again.",
-        )
-    counters = markers.add(marker.counters for marker in ready.committed.values())
-    log.info("Already complete: nothing was computed.")
-    checked = {gate["name"]: gate["limit"] for gate in manifest.get("gates", [])}
-    if checked != gates.limits(ready.config):
-        log.warning("Gates are checked before a run is complete: those asked for now were not.")
-    return _result(ready.store, manifest, counters)
-
-
-def _result(store: Store, manifest: dict[str, Any], counters: Counters) -> RunResult:
-    files = tuple(storage.join(store.url, name) for name in manifest["files"])
-    return RunResult(store.url, manifest, counters, files)

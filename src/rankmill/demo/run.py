@@ -11,11 +11,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from rankmill import job, runs, storage
+from rankmill.completion import RunResult
 from rankmill.config import load_config
 from rankmill.demo.candidates import build_demo
 from rankmill.errors import OutputError
 from rankmill.evaluate import Evaluation, evaluate
-from rankmill.job import RunResult
 from rankmill.progress import Listener
 
 # Two cores score these in about half a minute; all questions at depth 50 take ten times that.
