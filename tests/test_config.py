@@ -356,7 +356,24 @@ def test_every_setting_names_the_run_or_is_known_to_be_harmless():
     )
     named = set(leaves(small().result_settings()))
     assert every - named == set(NOT_IN_SETTINGS)
-    assert set(RunConfig.model_fields) - set(sections) == SECTIONS_WITHOUT_RESULTS
+    in_place_of_model = {"stages", "models", "rank_by"}
+    others = set(RunConfig.model_fields) - set(sections) - in_place_of_model
+    assert others == SECTIONS_WITHOUT_RESULTS
+
+
+def test_every_setting_of_several_models_names_the_run():
+    base = {"input.path": "in", "output.path": "out"}
+    two = [{"name": "a", "keep": 9}, {"name": "b"}]
+    cascade = load_config(overrides=base | {"stages": two}).result_settings()["stages"]
+    alone = small().result_settings()["model"]
+    assert {key: set(one) - set(alone) for key, one in cascade.items()} == {
+        "0": {"keep"},
+        "1": {"keep"},
+    }
+    beside = {"models": {"x": {"name": "a"}, "y": {"name": "b"}}, "rank_by": "y"}
+    found = load_config(overrides=base | beside).result_settings()
+    assert found["models"] == {"x": alone, "y": alone}
+    assert (found["order"], found["rank_by"]) == (["x", "y"], "y")
 
 
 @pytest.mark.parametrize(

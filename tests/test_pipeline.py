@@ -59,7 +59,8 @@ def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
     pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
     bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
-    return pipeline.graph(source, _stage_settings(ready, profile), pool, bounds)
+    (settings,) = _stage_settings(ready, [profile])
+    return pipeline.graph(source, [(settings, pool)], bounds)
 
 
 def test_stages_are_not_fused(prepared: Prepared) -> None:
@@ -193,7 +194,8 @@ def test_a_process_that_was_interrupted_while_it_loaded_a_tokenizer_is_not_used_
             raise KeyboardInterrupt
 
     profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
-    settings = replace(_stage_settings(prepared, profile), description=Interrupted())
+    (known,) = _stage_settings(prepared, [profile])
+    settings = replace(known, description=Interrupted())
     task = ray.remote(max_retries=0)(pipeline.tokenize_block)
     with pytest.raises(WorkerCrashedError):
         ray.get(task.remote(pa.table({}), settings, Bounds(prepared.store, 60)))

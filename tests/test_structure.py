@@ -20,11 +20,12 @@ LAYERS = [
     ["masking"],
     ["errors", "settings_yaml"],
     ["schema", "settings"],
+    ["results"],
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "summary", "windows"],
+    ["agreement", "load", "summary", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -33,10 +34,10 @@ LAYERS = [
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
     ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
-    ["backend", "flight", "runs", "sample", "watchdog"],
+    ["backend", "flight", "portions", "runs", "sample", "watchdog"],
     ["scorer", "scoring_process"],
     ["isolation", "output", "stages"],
-    ["worker"],
+    ["outcome", "worker"],
     # On Ray.
     ["read"],
     ["commit"],

@@ -25,10 +25,11 @@ MOST_ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Attempts:
-    """The attempts of one start of a run at one step of its shards."""
+    """The attempts of one start of a run at one step of its shards. model: its number."""
 
     store: Store
     step: Literal["tokenizing", "scoring"]
+    model: int = 1
 
     @contextmanager
     def attempt(self, shard: int) -> Iterator[int]:
@@ -65,4 +66,5 @@ class Attempts:
             log.warning("The note of an attempt at shard %d stays: %s", shard, error)
 
     def _name(self, shard: int) -> str:
-        return f"{ATTEMPTS}/{shard:05d}.{self.step}"
+        number = "" if self.model == 1 else f"-{self.model}"
+        return f"{ATTEMPTS}/{shard:05d}.{self.step}{number}"

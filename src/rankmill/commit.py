@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from rankmill import markers, rank, rows, schema, stages, summary
-from rankmill.envelope import Envelope
-from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, WrittenFile
+from rankmill import markers, outcome, rank, schema, summary
+from rankmill.envelope import Envelope, Scored
+from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, ModelCost, WrittenFile
+from rankmill.outcome import Outcome
+from rankmill.results import ONE_MODEL, Results
 from rankmill.schema import ORIGIN_ROW
 from rankmill.store import Store
 
@@ -36,7 +37,8 @@ _WRITE_ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class CommitSettings:
-    """What every commit of a run needs. `columns`: the input columns that are written."""
+    """What every commit of a run needs. `columns`: the input columns that are written; `results`:
+    those that the run adds."""
 
     store: Store
     fingerprint: str
@@ -46,6 +48,7 @@ class CommitSettings:
     top_k: int | None
     min_score: float | None
     metadata: Mapping[str, str]
+    results: Results = ONE_MODEL
 
 
 class ShardSink(Datasink[int]):
@@ -112,33 +115,24 @@ class FinishedShard:
 def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     """Rank a scored shard and make its files. A pure function: equal shards, equal bytes."""
     assert envelope.rows is not None, "only scored shards are finished"
-    assert envelope.facts is not None, "only scored shards are finished"
-    assert envelope.pairs is not None, "only scored shards are finished"
-    assert envelope.scores is not None, "only scored shards are finished"
-    cost = json.loads(envelope.scores.schema.metadata[b"cost"])
-    pair = envelope.facts.column("pair").to_numpy()
-    query = envelope.facts.column("query").to_numpy()
-    reason = np.array(envelope.facts.column("reason").to_pylist(), dtype=object)
-    by_pair = envelope.scores.column("score").to_numpy()
-    score, dropped = stages.by_row(pair, by_pair, envelope.pairs.column("dropped").to_numpy())
-    unscored = (pair >= 0) & ~np.isfinite(score)
-    why = pc.fill_null(envelope.scores.column("reason"), rows.BAD_SCORE).to_pylist()
-    reason[unscored] = np.array(why, dtype=object)[pair[unscored]]
+    done = envelope.scored
+    found = outcome.of_rows(done, settings.results)
+    query, pair, reason, score = found.query, found.pair, found.reason, found.score
+    missed = settings.results.models - found.stage if settings.results.stages else None
 
     is_bad = np.array([why is not None for why in reason], bool)
     kept, bad = np.flatnonzero(~is_bad), np.flatnonzero(is_bad)
-    ranking = rank.rank_rows(query[kept], score[kept], settings.top_k, settings.min_score)
-    part = _part(envelope.rows, kept[ranking.rows], score, dropped, ranking.rank, settings)
-    finite = np.isfinite(by_pair)
+    missed_by_kept = None if missed is None else missed[kept]
+    ranking = rank.rank_rows(
+        query[kept], score[kept], settings.top_k, settings.min_score, missed_by_kept
+    )
+    part = _part(envelope.rows, kept[ranking.rows], found, ranking.rank, settings)
+    stored = outcome.score_table(done)
 
     number = f"{envelope.shard:05d}"
     files = [
         (schema.part_name(envelope.shard, settings.shards), part.num_rows, _parquet(part)),
-        (
-            f"{SCORES}/{number}.arrow",
-            int(finite.sum()),
-            _arrow(_score_table(envelope.pairs, by_pair, finite)),
-        ),
+        (f"{SCORES}/{number}.arrow", stored.num_rows, _arrow(stored)),
     ]
     if len(bad):
         quarantined = _quarantine(envelope.rows, bad, reason[bad])
@@ -146,6 +140,8 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
 
     scored_rows = int(np.sum(pair[kept] >= 0))
     pairs_scored = len(np.unique(pair[kept][pair[kept] >= 0]))
+    costs, degraded = outcome.costs(done)
+    whole = sum(costs, ModelCost())
     counters = Counters(
         rows_in=envelope.rows.num_rows,
         rows_out=part.num_rows,
@@ -153,14 +149,14 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         rows_quarantined=len(bad),
         queries=len(np.unique(query[query >= 0])),
         queries_empty=_queries_empty(envelope.rows),
-        queries_with_several_texts=int(envelope.facts.schema.metadata[b"several_texts"]),
+        queries_with_several_texts=int(done[0].facts.schema.metadata[b"several_texts"]),
         pairs_scored=pairs_scored,
         pairs_duplicate=scored_rows - pairs_scored,
         pairs_beyond_depth=len(kept) - scored_rows,
-        pairs_truncated=int(np.sum(dropped[kept] > 0)),
-        windows=cost["windows"],
-        tokens=cost["tokens"],
-        padded_tokens=cost["padded_tokens"],
+        pairs_truncated=int(np.sum(found.dropped[kept] > 0)),
+        windows=whole.windows,
+        tokens=whole.tokens,
+        padded_tokens=whole.padded_tokens,
         quarantine=dict(sorted(Counter(reason[bad]).items())),
     )
     counters.refuse_imbalance()
@@ -169,23 +165,25 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         fingerprint=settings.fingerprint,
         files=tuple(WrittenFile.of(name, content, count) for name, count, content in files),
         counters=counters,
-        degraded=cost["degraded"],
-        seconds=cost["seconds"],
-        stages=_seconds_before_scoring(envelope.rows, envelope.facts),
+        degraded=degraded,
+        seconds=whole.seconds,
+        stages=outcome.seconds_before_scoring(envelope),
+        models=costs if len(costs) > 1 else (),
         summary=summary.summarize(
             envelope.shard,
             query[kept],
             score[kept],
             ranking.rows,
-            *_lengths(envelope.pairs),
+            *_lengths(_read_by(done, settings.results).pairs),
+            missed_by_kept,
         ).to_text(),
     )
     return FinishedShard({name: content for name, _, content in files}, marker)
 
 
-def _seconds_before_scoring(read: pa.Table, tokenized: pa.Table) -> dict[str, float]:
-    tables = {"read": read, "tokenize": tokenized}
-    return {name: float(table.schema.metadata[b"seconds"]) for name, table in tables.items()}
+def _read_by(done: Sequence[Scored], results: Results) -> Scored:
+    """What the model left whose pairs are the shard's: the first of a cascade, or what ranks."""
+    return done[0] if results.stages else done[results.deciding - 1]
 
 
 def _lengths(pairs: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -198,32 +196,25 @@ def _lengths(pairs: pa.Table) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int
 def _part(
     table: pa.Table,
     chosen: npt.NDArray[np.int64],
-    score: npt.NDArray[np.float32],
-    dropped: npt.NDArray[np.int32],
+    found: Outcome,
     places: npt.NDArray[np.int32],
     settings: CommitSettings,
 ) -> pa.Table:
-    scores = score[chosen]
+    scores = found.score[chosen]
     unscored = np.isnan(scores)
     results: dict[str, pa.Array] = {
         "score": pa.array(scores, mask=unscored),
         "sigmoid": pa.array(rank.sigmoid(scores), mask=unscored),
         "rank": pa.array(places),
-        "tokens_dropped": pa.array(dropped[chosen], mask=unscored),
+        "tokens_dropped": pa.array(found.dropped[chosen], mask=unscored),
+        "stage": pa.array(found.stage[chosen], mask=unscored),
     }
+    for name, beside in zip(settings.results.names, found.beside, strict=True):
+        results[f"score_{name}"] = pa.array(beside[chosen], mask=unscored)
     part = table.select(list(settings.columns)).take(pa.array(chosen))
-    for name, data_type in schema.RESULT_COLUMNS.items():
+    for name, data_type in settings.results.columns.items():
         part = part.append_column(pa.field(settings.prefix + name, data_type), results[name])
     return part.replace_schema_metadata(dict(settings.metadata))
-
-
-def _score_table(
-    pairs: pa.Table, score: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]
-) -> pa.Table:
-    mask = pa.array(finite)
-    digest = pairs.column("digest").combine_chunks().filter(mask)
-    stage = pa.array(np.ones(len(digest), np.int8))
-    return pa.table([digest, pa.array(score).filter(mask), stage], schema=schema.SCORES)
 
 
 def _quarantine(table: pa.Table, bad: npt.NDArray[np.int64], reason: npt.NDArray[Any]) -> pa.Table:

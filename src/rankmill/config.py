@@ -13,6 +13,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from rankmill.errors import ConfigError
+from rankmill.results import (
+    Results,
+    refuse_several_ways,
+    refuse_wrong_cuts,
+    refuse_wrong_ranking,
+)
 from rankmill.settings import Name, PositiveInt, Section, Setting, put, read_section, read_yaml
 
 CONTRACT_VERSION = 1
@@ -24,6 +31,8 @@ _SIGNED = re.compile(
     re.IGNORECASE,
 )
 
+# Ends a column's name, and is a key in a file and after `--set`.
+ColumnSuffix = Annotated[str, StringConstraints(pattern=r"^[\w-]+$", max_length=64)]
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
 Slopes = Literal["standard", "halved"]
 AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -136,8 +145,21 @@ class ModelConfig(Section):
         return self
 
 
+class StageConfig(ModelConfig):
+    """A model of a cascade.
+
+    keep: so many distinct pairs of each query, the best by this model, go on to the next stage.
+    The last stage has none.
+    """
+
+    keep: PositiveInt | None = None
+
+
 class ComputeConfig(Section):
-    """Where the run takes place and how much of the cluster it takes."""
+    """Where the run takes place and how much of the cluster it takes.
+
+    workers: scoring actors, of all models of the run together, but at least one of each.
+    """
 
     address: Name | None = None
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
@@ -170,11 +192,19 @@ class ReportConfig(Section):
 
 
 class RunConfig(Section):
-    """One run: everything a user can set."""
+    """One run: everything a user can set.
+
+    model, or in its place one of: stages, a cascade, in which each model scores what the one before
+    found best; models, which score every pair side by side, and of which the one that `rank_by`
+    names ranks.
+    """
 
     input: InputConfig
     output: OutputConfig
-    model: ModelConfig
+    model: ModelConfig | None = None
+    stages: list[StageConfig] = Field(default_factory=list)
+    models: dict[ColumnSuffix, ModelConfig] = Field(default_factory=dict)
+    rank_by: Name | None = None
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
     reuse: list[Name] = Field(default_factory=list)
@@ -188,7 +218,7 @@ class RunConfig(Section):
         for setting, path in [
             *paths,
             ("output.path", self.output.path),
-            ("model.name", self.model.name),
+            *((f"{key}.name", asked.name) for key, asked in self.scorers.items()),
             ("compute.address", self.compute.address or ""),
         ]:
             if "\0" in path:
@@ -203,6 +233,35 @@ class RunConfig(Section):
             raise ValueError("output.path must name one folder, without the characters * ? [")
         return self
 
+    @model_validator(mode="after")
+    def _one_way_to_score(self) -> Self:
+        refuse_several_ways(self.model is not None, len(self.stages), list(self.models))
+        refuse_wrong_cuts([stage.keep for stage in self.stages])
+        refuse_wrong_ranking(list(self.models), self.rank_by)
+        return self
+
+    @property
+    def scorers(self) -> dict[str, ModelConfig]:
+        """The models that score, in their order, by the key of their settings."""
+        if self.model is not None:
+            return {"model": self.model}
+        stages = {f"stages.{place}": stage for place, stage in enumerate(self.stages)}
+        return stages | {f"models.{name}": asked for name, asked in self.models.items()}
+
+    @property
+    def one_model(self) -> ModelConfig:
+        """The model of a configuration that has one. Raises `ConfigError` for several."""
+        if self.model is None:
+            raise ConfigError("This takes one model, and several are configured.", "Set model.")
+        return self.model
+
+    @property
+    def results(self) -> Results:
+        """What the run adds to each row."""
+        names = tuple(self.models)
+        ranked_by = names.index(self.rank_by) + 1 if self.rank_by is not None else 1
+        return Results(len(self.stages), names, ranked_by)
+
     def result_settings(self) -> dict[str, Setting]:
         """The settings that change what is computed or written, as plain JSON values.
 
@@ -210,13 +269,22 @@ class RunConfig(Section):
         of the output, the cluster's size and the report are not part of it. The digest stands for
         the model's name and for the scorer's.
         """
-        return {
+        found: dict[str, Setting] = {
             "input": self.input.model_dump(mode="json", exclude={"path"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
-            "model": self.model.model_dump(
-                mode="json", exclude={"name", "revision", "scorer", "backend", "precision"}
-            ),
         }
+        scored_by: dict[str, Setting] = {
+            key.rpartition(".")[2]: asked.model_dump(
+                mode="json", exclude={"name", "revision", "scorer", "backend", "precision"}
+            )
+            for key, asked in self.scorers.items()
+        }
+        if self.model is not None:
+            return found | scored_by
+        if self.stages:
+            return found | {"stages": scored_by}
+        # Columns stand in the order of the models; a mapping does not keep it.
+        return found | {"models": scored_by, "order": list(scored_by), "rank_by": self.rank_by}
 
 
 def has_credentials(path: str) -> bool:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from rankmill import runs
+from rankmill import load, markers, runs
 from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
 from rankmill.evaluation_tables import evaluation_table
@@ -128,6 +128,10 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
         ("  below the cut", f"{manifest['rows_below_cut']:,}"),
         ("  in quarantine", f"{manifest['rows_quarantined']:,}"),
         ("pairs scored", f"{manifest['pairs_scored']:,}"),
+        *(
+            (f"  {label}", f"{one['pairs']:,} by {escape(one['model']['name'])}")
+            for label, one in manifest.get("models", {}).items()
+        ),
         ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),
         ("time", duration(manifest["seconds"])),
         ("pairs/s", f"{manifest['pairs_per_second']:,.0f}"),
@@ -139,13 +143,14 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
 
 def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
     """What a run would do, as plain values. `rate`: pairs/s, given or measured."""
-    pending, length = ready.pending, ready.rules.max_length
+    pending, length = ready.pending, ready.model.rules.max_length
     done = sum(marker.counters.rows_in for marker in ready.committed.values())
     if rate is None:
         # Committed shards tell what one worker does; their sum is a lower bound for several.
-        seconds = sum(marker.seconds for marker in ready.committed.values())
-        rate = done / seconds if seconds else None
+        spent = sum(marker.seconds for marker in ready.committed.values())
+        rate = done / spent if spent else None
     left = max(ready.plan.pairs - done, 0)
+    seconds = None if rate is None else left / rate
     return {
         "files": len(ready.source.files),
         "layout": ready.source.layout,
@@ -153,15 +158,36 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "pairs": ready.plan.pairs,
         "tokens_estimated": ready.plan.tokens,
         "max_length": length,
-        "authors_length": presets.authors_length(ready.config.model, length),
+        "authors_length": presets.authors_length(ready.model.asked, length),
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
         "pairs_per_second": rate,
-        "seconds_estimated": None if rate is None else left / rate,
-        "model": ready.model.to_json(),
+        "seconds_estimated": seconds,
+        "model": ready.model.description.to_json(),
+        "models": _model_facts(ready, seconds) if len(ready.models) > 1 else [],
         "config": ready.config.model_dump(mode="json"),
     }
+
+
+def _model_facts(ready: Prepared, seconds: float | None) -> list[dict[str, Any]]:
+    """What each of several models would do. seconds: of the run, which they share as the committed
+    shards did, or before there are any by their operations."""
+    estimates = ready.estimates
+    spent = [cost.seconds for cost in markers.add_costs(ready.committed.values())]
+    shares = [one / sum(spent) for one in spent] if sum(spent) else load.shares(estimates)
+    return [
+        {
+            "label": model.label,
+            **model.description.to_json(),
+            "max_length": model.rules.max_length,
+            "pairs_estimated": estimate.pairs,
+            "tokens_estimated": estimate.tokens,
+            "share": share,
+            "seconds_estimated": None if seconds is None else seconds * share,
+        }
+        for model, estimate, share in zip(ready.models, estimates, shares, strict=True)
+    ]
 
 
 def plan_table(facts: dict[str, Any]) -> Table:
@@ -184,12 +210,24 @@ def plan_table(facts: dict[str, Any]) -> Table:
             "unknown: give --rate PAIRS_PER_SECOND" if seconds is None else duration(seconds),
         ),
     ]
+    rows += [(f"  {escape(one['label'])}", _model_line(one)) for one in facts["models"]]
     rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
     return facts_table(rows)
 
 
+def _model_line(one: dict[str, Any]) -> str:
+    seconds = one["seconds_estimated"]
+    time = "" if seconds is None else f", {duration(seconds)}"
+    return (
+        f"{escape(one['name'])}: about {one['pairs_estimated']:,} pairs of up to "
+        f"{one['max_length']:,} tokens, {100 * one['share']:.0f} % of the work{time}"
+    )
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:

@@ -18,7 +18,7 @@ from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
-from rankmill.pool import Capacity, Pool, choose_device, size_pool
+from rankmill.pool import Capacity, Pool, choose_device, cores_a_worker, size_pool
 from rankmill.profile import Backend, Profile
 from rankmill.settings import Setting, read_section
 from rankmill.stages import StageSettings
@@ -106,8 +106,8 @@ def rerank_dataset(
     rules = PairRules.of(config, description.max_length(max_length))
     description.check(rules)
     found = pipeline.capacity()
-    chosen = choose_device(compute, found)
-    profile = pipeline.resolve(description, config, compute, chosen, found).tell()
+    chosen, cores = choose_device(compute, found), cores_a_worker(compute, found)
+    profile = pipeline.resolve(description, config, compute, chosen, cores).tell()
     whole_nodes = profile.backend == "openvino"
     pool = size_pool(compute, chosen, profile.threads, found, whole_nodes)
     pool = _leave_a_cpu(pool, found)

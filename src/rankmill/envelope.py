@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -23,9 +24,18 @@ _SCHEMA = pa.schema(
         ("pairs", pa.large_binary()),
         ("texts", pa.large_binary()),
         ("scores", pa.large_binary()),
+        ("earlier", pa.large_binary()),
     ]
 )
 _TABLES = _SCHEMA.names[2:]
+
+
+class Scored(NamedTuple):
+    """What one model has left: facts of all rows, its distinct pairs, their scores."""
+
+    facts: pa.Table
+    pairs: pa.Table
+    scores: pa.Table
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,8 @@ class Envelope:
 
     rows: pair rows as they came in, with the column `ORIGIN_ROW`. facts: a row a pair row (see
     `stages`). pairs: a row a distinct pair. texts: token ids, until they are scored. scores: one
-    float32 a distinct pair. error: why the shard failed; then the rest is empty.
+    float32 a distinct pair. earlier: where several models score, a row for each that is done but
+    the last, with these tables of it. error: why the shard failed; then the rest is empty.
     """
 
     shard: int
@@ -44,6 +55,7 @@ class Envelope:
     pairs: pa.Table | None = None
     texts: pa.Table | None = None
     scores: pa.Table | None = None
+    earlier: pa.Table | None = None
     # Tables as they were read from a block, and the bytes that they were read from.
     _sealed: Mapping[str, tuple[pa.Table, pa.Array]] = field(
         default_factory=dict, repr=False, compare=False
@@ -58,6 +70,26 @@ class Envelope:
         if isinstance(error, BaseException) and not isinstance(error, RankmillError):
             return Envelope(self.shard, kind_and_place(error))
         return Envelope(self.shard, mask(str(error)))
+
+    @property
+    def scored(self) -> list[Scored]:
+        """What every model that is done has left, in their order."""
+        found = []
+        if self.earlier is not None:
+            columns = [self.earlier.column(name) for name in Scored._fields]
+            found = [Scored(*map(_from_scalar, one)) for one in zip(*columns)]
+        if self.scores is not None:
+            found.append(Scored(self.facts, self.pairs, self.scores))
+        return found
+
+    def for_next_model(self) -> Envelope:
+        """The same shard, ready for a model that scores after those that are done."""
+        if self.scores is None:
+            return self
+        done = {n: _to_array(getattr(self, n)) for n in Scored._fields}
+        one = pa.table(done)
+        earlier = one if self.earlier is None else pa.concat_tables([self.earlier, one])
+        return Envelope(self.shard, rows=self.rows, earlier=earlier, _sealed=self._sealed)
 
     def to_block(self) -> pa.Table:
         """A block of one row. Tables that were read from one and are the same go as they came."""

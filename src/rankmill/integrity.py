@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from rankmill import markers, schema, storage
 from rankmill.markers import PRIVATE, QUARANTINE, SCORES, Marker, WrittenFile
+from rankmill.results import ONE_MODEL, Results
 from rankmill.store import Store
 
 _SUCCESS, _MANIFEST = "_SUCCESS", f"{PRIVATE}/manifest.json"
@@ -22,11 +23,12 @@ _SUCCESS, _MANIFEST = "_SUCCESS", f"{PRIVATE}/manifest.json"
 
 @dataclass(frozen=True)
 class Expected:
-    """What run.json says of a run. `prefix`: of its result columns."""
+    """What run.json says of a run. `prefix`: of its result columns, which `results` has."""
 
     fingerprint: str
     shards: int
     prefix: str
+    results: Results = ONE_MODEL
 
 
 def sizes(store: Store) -> dict[str, int]:
@@ -118,7 +120,7 @@ def _table_problem(
     if rows != file.rows or rows != wanted:
         return f"holds {rows} rows, its marker says {file.rows} and counts {wanted}"
     if file == marker.part:
-        results = {expected.prefix + n: kind for n, kind in schema.RESULT_COLUMNS.items()}
+        results = {expected.prefix + n: kind for n, kind in expected.results.columns.items()}
         lacking = [n for n, kind in results.items() if _type_of(found, n) != kind]
         run = (found.metadata or {}).get(b"rankmill.run", b"").decode("ascii", "replace")
         if lacking or run != expected.fingerprint:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rankmill import markers, output, pipeline, runs, storage
+from rankmill import load, markers, output, pipeline, portions, runs, storage
 from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
-from rankmill.config import CONTRACT_VERSION, RunConfig
+from rankmill.config import CONTRACT_VERSION, ComputeConfig, RunConfig
 from rankmill.errors import (
     BackendUnfit,
     ConfigError,
@@ -22,11 +23,12 @@ from rankmill.errors import (
     StartError,
 )
 from rankmill.lease import Lease
-from rankmill.markers import Counters, Marker
+from rankmill.markers import Counters, Marker, ModelCost
 from rankmill.models import Description, presets
-from rankmill.pool import Pool, choose_device, cores_a_worker, size_pool
-from rankmill.prepared import Prepared, carried_columns, prepare
-from rankmill.profile import SCORING_VERSION, Profile, with_threads
+from rankmill.pool import Pool, choose_device
+from rankmill.portions import Portion
+from rankmill.prepared import Prepared, RunModel, carried_columns, prepare
+from rankmill.profile import SCORING_VERSION, Device, Profile, with_threads
 from rankmill.progress import Listener, Watch
 from rankmill.report import draw_or_warn
 from rankmill.runs import Run
@@ -74,8 +76,9 @@ def rerank(
             lease = stack.enter_context(Lease(ready.store))
             _refuse_changed_output(ready, overwrite)
         stack.enter_context(pipeline.connected(ready.config.compute))
-        profile, pool = _resolve(ready)
-        run = runs.make_run(ready.config, ready.source, ready.model, ready.plan, profile)
+        profiles, pools = _resolve(ready)
+        described = [model.description for model in ready.models]
+        run = runs.make_run(ready.config, ready.source, described, ready.plan, profiles)
         with storage.reaching(ready.store.url), ready.store.locked():
             lease.refuse_lost()
             if overwrite:
@@ -83,8 +86,9 @@ def rerank(
             record = run.to_bytes() if ready.stored is None else None
             output.begin(ready.store, record, ready.pending)
             ready = replace(ready, store=output.fenced(ready.store))
-        log.info("%s", _resolved_line(ready, profile, pool))
-        _prepare_nodes(ready, profile)
+        for line in map(_resolved_line, ready.models, profiles, pools):
+            log.info("%s", line)
+        _prepare_nodes(ready, profiles)
         watch = stack.enter_context(
             Watch(
                 ready.store,
@@ -101,9 +105,8 @@ def rerank(
                 ready.source,
                 ready.plan,
                 ready.pending,
-                _stage_settings(ready, profile),
+                list(zip(_stage_settings(ready, profiles), pools, strict=True)),
                 _commit_settings(ready, run),
-                pool,
                 Bounds(ready.store, ready.config.compute.batch_timeout),
             )
         except KeyboardInterrupt:
@@ -117,7 +120,7 @@ def rerank(
             # What counts is what lies in the output now, whatever was seen on the way.
             done, _ = output.committed(ready.store, run.fingerprint)
             stack.callback(draw_or_warn, ready.store, done, ready.config.report.texts)
-            return _finish(ready, run, pool, done, time.monotonic() - started)
+            return _finish(ready, run, pools, done, time.monotonic() - started)
         except OSError as error:
             raise RunFailed(
                 f"{ready.store.url} is out of reach at the end of the run: {error}.",
@@ -134,82 +137,108 @@ def _refuse_changed_output(ready: Prepared, overwrite: bool) -> None:
         )
 
 
-def _resolve(ready: Prepared) -> tuple[Profile, Pool]:
-    """The profile (an earlier start's binds) and the pool that fits the cluster."""
-    compute = ready.config.compute
+def _resolve(ready: Prepared) -> tuple[list[Profile], list[Pool]]:
+    """Each model's profile (an earlier start's binds) and the pool that fits the cluster."""
+    compute, stored = ready.config.compute, ready.stored
     found = pipeline.capacity()
-    device = choose_device(compute, found)
-    if ready.stored is not None:
-        profile = Profile.from_json(ready.stored["profile"])
-        device = choose_device(compute.model_copy(update={"device": profile.device}), found)
-    if ready.stored is None:
-        profile = pipeline.resolve(ready.model, ready.config.model, compute, device, found).tell()
-    elif profile.scoring_version != SCORING_VERSION:
+    if stored is None:
+        device = choose_device(compute, found)
+        known: list[Profile] | None = None
+    else:
+        known = runs.stored_profiles(stored)
+        asked = compute.model_copy(update={"device": known[0].device})
+        choose_device(compute, found)
+        device = choose_device(asked, found)
+    parts = portions.divide(compute, device, load.shares(ready.estimates), found)
+    if known is None:
+        profiles = [
+            _find_profile(model, compute, device, part) for model, part in zip(ready.models, parts)
+        ]
+    else:
+        _refuse_other_machine(ready, known[0], device)
+        profiles = [with_threads(p, compute, part.cores) for p, part in zip(known, parts)]
+    return profiles, portions.size_pools(compute, device, profiles, parts, found)
+
+
+def _find_profile(
+    model: RunModel, compute: ComputeConfig, device: Device, part: Portion
+) -> Profile:
+    own = compute.model_copy(update={"gpus_per_worker": part.gpus})
+    return pipeline.resolve(model.description, model.asked, own, device, part.cores).tell()
+
+
+def _refuse_other_machine(ready: Prepared, profile: Profile, device: Device) -> None:
+    """Raise unless this start would compute the bits of the one whose profile is stored."""
+    if profile.scoring_version != SCORING_VERSION:
         raise OutputError(
             f"{ready.store.url} was begun with version {profile.scoring_version} of the scoring "
             f"code; this one is {SCORING_VERSION} and would give other scores.",
             "Finish it with the version of rankmill that began it, or use --overwrite.",
         )
-    else:
-        hardware = pipeline.probe(device, compute.gpus_per_worker)
-        if hardware.instructions != profile.instructions:
-            raise ConfigError(
-                f"The run in {ready.store.url} was started on processors with "
-                f"{profile.instructions}; these have {hardware.instructions}, and would not give "
-                "the same bytes.",
-                "Resume on the same kind of machine, or start again with --overwrite.",
-            )
-        cores = min(hardware.cores, cores_a_worker(compute, found))
-        profile = with_threads(profile, compute, cores)
-    whole_nodes = profile.backend == "openvino"
-    return profile, size_pool(compute, device, profile.threads, found, whole_nodes)
+    hardware = pipeline.probe(device, ready.config.compute.gpus_per_worker)
+    if hardware.instructions != profile.instructions:
+        raise ConfigError(
+            f"The run in {ready.store.url} was started on processors with "
+            f"{profile.instructions}; these have {hardware.instructions}, and would not give "
+            "the same bytes.",
+            "Resume on the same kind of machine, or start again with --overwrite.",
+        )
 
 
-def _prepare_nodes(ready: Prepared, profile: Profile) -> None:
-    """Have every node fetch the model, and convert it where the profile's backend needs that."""
+def _prepare_nodes(ready: Prepared, profiles: Sequence[Profile]) -> None:
+    """Have every node fetch the models, and convert them where a profile's backend needs that."""
+    chosen = [(model.description, profile) for model, profile in zip(ready.models, profiles)]
 
     def prepare_node() -> None:
-        ready.model.fetch()
-        ready.model.prepare(profile)
+        for description, profile in chosen:
+            description.fetch()
+            description.prepare(profile)
 
     try:
         pipeline.run_on_every_node(prepare_node, pipeline.capacity())
     except BackendUnfit as unfit:
         raise ConfigError(
-            f"The run scores on {profile.backend}, and a node cannot: {unfit.message}",
+            f"The run scores on openvino, and a node cannot: {unfit.message}",
             unfit.remedy
-            if ready.model.is_int8
+            if any(description.is_int8 for description, _ in chosen)
             else "Make all nodes alike, or start again with --overwrite and model.backend torch.",
         ) from unfit
 
 
-def _resolved_line(ready: Prepared, profile: Profile, pool: Pool) -> str:
-    length = ready.rules.max_length
-    theirs = presets.authors_length(ready.config.model, length)
+def _resolved_line(model: RunModel, profile: Profile, pool: Pool) -> str:
+    length = model.rules.max_length
+    theirs = presets.authors_length(model.asked, length)
     hint = "" if theirs is None else f" (the authors use {theirs:,})"
+    label = f"{model.label}: " if model.label else ""
     return (
-        f"{ready.model.to_json()['name']}, {length} tokens an input{hint}, "
+        f"{label}{model.description.to_json()['name']}, {length} tokens an input{hint}, "
         f"{profile.backend} {profile.precision} on {profile.device} ({profile.instructions}), "
         f"{pool.workers} worker(s) of {profile.threads} thread(s) in {profile.streams} stream(s), "
         f"{profile.token_budget} tokens a batch"
     )
 
 
-def _stage_settings(ready: Prepared, profile: Profile) -> StageSettings:
-    return StageSettings(
-        description=ready.model,
-        profile=profile,
-        rules=ready.rules,
-        template=ready.template,
-        columns=ready.source.columns,
-        has_query_id=ready.source.has_query_id,
-        max_text_bytes=ready.config.input.max_text_bytes,
-        depth=ready.config.input.depth,
-    )
+def _stage_settings(ready: Prepared, profiles: Sequence[Profile]) -> list[StageSettings]:
+    return [
+        StageSettings(
+            description=model.description,
+            profile=profile,
+            rules=model.rules,
+            template=model.template,
+            columns=ready.source.columns,
+            has_query_id=ready.source.has_query_id,
+            max_text_bytes=ready.config.input.max_text_bytes,
+            depth=ready.config.input.depth,
+            number=number,
+            best=model.best,
+        )
+        for number, (model, profile) in enumerate(zip(ready.models, profiles, strict=True), 1)
+    ]
 
 
 def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
-    model = {f"rankmill.model.{k}": str(v) for k, v in ready.model.to_json().items() if v}
+    described = ready.model.description.to_json()
+    model = {f"rankmill.model.{k}": str(v) for k, v in described.items() if v}
     wanted = ready.config.output
     return CommitSettings(
         store=ready.store,
@@ -224,11 +253,12 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
             "rankmill.version": run.recorded["versions"].get("rankmill", "unknown"),
             "rankmill.run": run.fingerprint,
         },
+        results=ready.config.results,
     )
 
 
 def _finish(
-    ready: Prepared, run: Run, pool: Pool, done: dict[int, Marker], seconds: float
+    ready: Prepared, run: Run, pools: Sequence[Pool], done: dict[int, Marker], seconds: float
 ) -> RunResult:
     """Check the sums, write the manifest and `_SUCCESS`. Raises `RunFailed` for missing shards."""
     missing = [index for index in range(len(ready.plan)) if index not in done]
@@ -251,16 +281,35 @@ def _finish(
         "shards": len(ready.plan),
         "shards_resumed": len(ready.committed),
         "degraded": [index for index in sorted(done) if done[index].degraded],
-        "workers": asdict(pool),
-        "max_length": ready.rules.max_length,
+        "workers": asdict(pools[ready.config.results.deciding - 1]),
+        "max_length": ready.model.rules.max_length,
         **{key: run.recorded[key] for key in ("model", "profile", "versions")},
         "files": [done[index].part.name for index in sorted(done)],
     }
+    if len(ready.models) > 1:
+        manifest["models"] = _by_model(ready, run, pools, done)
     output.remove_scraps(ready.store)
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
+
+
+def _by_model(
+    ready: Prepared, run: Run, pools: Sequence[Pool], done: dict[int, Marker]
+) -> dict[str, Any]:
+    """What each of several models is, where it ran and what it did, by what it is called."""
+    costs = markers.add_costs(done.values()) or [ModelCost()] * len(pools)
+    return {
+        model.label: {
+            "model": run.recorded["models"][model.label],
+            "profile": run.recorded["profiles"][model.label],
+            "workers": asdict(pool),
+            "max_length": model.rules.max_length,
+            **asdict(cost),
+        }
+        for model, pool, cost in zip(ready.models, pools, costs, strict=True)
+    }
 
 
 def _failure(store: Store, missing: list[int], shards: int) -> RunFailed:

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -80,6 +80,28 @@ def add(counters: Iterable[Counters]) -> Counters:
 
 
 @dataclass(frozen=True)
+class ModelCost:
+    """What one of a run's models did for a shard. pairs: distinct ones that it was given; windows,
+    tokens, padded_tokens: as in `Counters`; seconds: of scoring."""
+
+    pairs: int = 0
+    windows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: ModelCost) -> ModelCost:
+        mine, theirs = astuple(self), astuple(other)
+        return ModelCost(*(one + two for one, two in zip(mine, theirs, strict=True)))
+
+
+def add_costs(found: Iterable[Marker]) -> list[ModelCost]:
+    """What each of a run's models did for all these shards; nothing where the run has one."""
+    by_model = zip(*(marker.models for marker in found))
+    return [sum(costs, ModelCost()) for costs in by_model]
+
+
+@dataclass(frozen=True)
 class WrittenFile:
     """A file of a shard, named relative to the output; its size in bytes."""
 
@@ -99,7 +121,8 @@ class Marker:
     """A committed shard: its files and what became of its rows.
 
     seconds: of scoring. stages: seconds of the others by name, and `ended`, when scoring was over
-    (seconds since 1970). summary: as `summary.Summary.to_text` writes it.
+    (seconds since 1970). models: of a run with several, what each did. summary: as
+    `summary.Summary.to_text` writes it.
     """
 
     shard: int
@@ -110,6 +133,7 @@ class Marker:
     seconds: float
     stages: dict[str, float] = field(default_factory=dict)
     summary: str = ""
+    models: tuple[ModelCost, ...] = ()
 
     @property
     def part(self) -> WrittenFile:

@@ -2,6 +2,7 @@
 
     ShardSource -> tokenize (tasks) -> score (actors) -> ShardSink
 
+Where several models score, tokenize and score come once for each, one pair after the other.
 Every stage hands on one-row blocks, an envelope a shard. The stages ask for different shares of a
 CPU so that Ray never fuses them, and the pool always leaves room for the other stages.
 """
@@ -33,7 +34,7 @@ from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
 from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
-from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool, cores_a_worker
+from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
 from rankmill.read import ShardSource
 from rankmill.source import Source
@@ -58,6 +59,9 @@ _LOCAL = _QUIET | {
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
+
+# What the workers of a model must know, and how many they are.
+Step = tuple[StageSettings, Pool]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -132,9 +136,9 @@ def resolve(
     model: ModelConfig,
     compute: ComputeConfig,
     device: Device,
-    found: Capacity,
+    cores: int,
 ) -> Resolved:
-    """Find the profile on a worker node of the kind that will score.
+    """Find the profile on a worker node of the kind that will score. cores: of it, for an actor.
 
     Raises `ConfigError` or `BackendUnfit` as `backend.resolve` does.
     """
@@ -142,7 +146,6 @@ def resolve(
         "num_cpus": READ_CPUS,
         "num_gpus": compute.gpus_per_worker if device == "cuda" else 0,
     }
-    cores = cores_a_worker(compute, found)
     task = ray.remote(**options)(backend.resolve).remote(description, model, compute, device, cores)
     resolved: Resolved = _get([task])[0]
     return resolved
@@ -221,12 +224,11 @@ def run_shards(
     source: Source,
     whole: Plan,
     pending: Sequence[int],
-    settings: StageSettings,
+    steps: Sequence[Step],
     commit: CommitSettings,
-    pool: Pool,
     bounds: Bounds,
 ) -> None:
-    """Compute and commit the pending shards.
+    """Compute and commit the pending shards. steps: a model each, in their order.
 
     Raises `RunFailed` when Ray gives up; shards that fail on their own leave a note and do not
     stop the others.
@@ -235,7 +237,7 @@ def run_shards(
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
         with DataContext.current(run_context()):
             try:
-                scored = graph(ShardSource(source, whole, chosen), settings, pool, bounds)
+                scored = graph(ShardSource(source, whole, chosen), steps, bounds)
                 scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
             except RayError as error:
                 cause = getattr(error, "cause", None)
@@ -271,17 +273,19 @@ def run_context() -> DataContext:
     return context
 
 
-def graph(source: ShardSource, settings: StageSettings, pool: Pool, bounds: Bounds) -> Dataset:
+def graph(source: ShardSource, steps: Sequence[Step], bounds: Bounds) -> Dataset:
     """The lazy Ray Data graph up to scored envelopes."""
     dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
-    dataset = dataset.map_batches(
-        tokenize_block,
-        fn_args=(settings, bounds),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=TOKENIZE_CPUS,
-    )
-    return map_actors(dataset, ScoreBlocks, (settings, bounds), pool, batch_rows=1)
+    for settings, pool in steps:
+        dataset = dataset.map_batches(
+            tokenize_block,
+            fn_args=(settings, bounds),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=TOKENIZE_CPUS,
+        )
+        dataset = map_actors(dataset, ScoreBlocks, (settings, bounds), pool, batch_rows=1)
+    return dataset
 
 
 def map_actors(
@@ -338,7 +342,7 @@ def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> 
     return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
     """One tokenizer a worker process: building it takes longer than a small shard."""
     return description.tokenizer(rules)

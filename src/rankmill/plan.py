@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from rankmill import rows
 from rankmill.errors import InputError
+from rankmill.load import Load
 from rankmill.source import RowGroup, Source
 from rankmill.tokens import PairRules
 
@@ -35,6 +36,7 @@ SHARD_BYTES = 64 << 20
 # Bytes of UTF-8 a token: 4 to 5 in English, 4 to 6 in Japanese (3 bytes a character).
 _BYTES_PER_TOKEN = 4.0
 _SAMPLE_ROWS = 1024
+_NOTHING = np.zeros(1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Plan:
     """All shards of a run.
 
     bounds: int64 [shards + 1], table rows; queries: int64 [shards]. `pairs` and `tokens` are
-    estimates from the footers unless the layout is `pairs` (then `pairs` is exact).
+    estimates from the footers unless the layout is `pairs` (then `pairs` is exact). tokens_a_pair:
+    as each of the run's models sees them.
     """
 
     groups: tuple[RowGroup, ...]
@@ -83,6 +86,7 @@ class Plan:
     queries: npt.NDArray[np.int64]
     pairs: int
     tokens: int
+    tokens_a_pair: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -175,13 +179,15 @@ def make_plan(
     limit: int | None = None,
     fixed_tokens: int = 0,
     times: float = 1.0,
+    later: Sequence[Load] = (),
 ) -> Plan:
     """Cut the input into shards.
 
     runs: one item a row group, in order; no more are taken than `limit` queries need.
     operations_per_token: floating-point operations of the model for a token; with the rules
     (tokens that it sees of a pair) it turns bytes into work. fixed_tokens: of every input, special
-    ones or a prompt's. times: how many slow workers' work one of the run's is to have.
+    ones or a prompt's. times: how many slow workers' work one of the run's is to have. later: the
+    models that score after the first.
 
     Raises `InputError` when a query's rows lie apart.
     """
@@ -190,10 +196,11 @@ def make_plan(
     keys, starts = _global_runs(groups, found)
     text_bytes = [group.text_bytes + run.repeated_bytes for group, run in zip(groups, found)]
     _refuse_apart(source, keys, starts)
-    total = sum(group.rows for group in groups)
+    total, lists = sum(group.rows for group in groups), len(starts)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    work = _Work(groups, text_bytes, operations_per_token / times, rules, fixed_tokens)
+    loads = (Load(operations_per_token, rules, fixed_tokens), *later)
+    work = _Work(groups, text_bytes, loads, lists, times)
     borders = np.append(starts, total)
     bounds, queries = _cut(borders, work)
     end = bounds[-1:]
@@ -203,6 +210,7 @@ def make_plan(
         queries=queries,
         pairs=int(work.pairs_before(end)[0].round()),
         tokens=int(work.tokens_before(end)[0].round()),
+        tokens_a_pair=work.tokens_a_pair,
     )
 
 
@@ -264,49 +272,50 @@ class _Work:
         self,
         groups: Sequence[RowGroup],
         text_bytes: Sequence[int],
-        operations_per_token: float,
-        rules: PairRules,
-        fixed: int,
+        loads: Sequence[Load],
+        lists: int,
+        times: float,
     ) -> None:
         per_pair = [b / max(g.pairs, 1) / _BYTES_PER_TOKEN for g, b in zip(groups, text_bytes)]
-        tokens = [g.pairs * _seen_tokens(t, rules, fixed) for g, t in zip(groups, per_pair)]
         self._rows = _cumulative([g.rows for g in groups])
         self._pairs = _cumulative([g.pairs for g in groups]).astype(float)
-        self._tokens = np.concatenate([[0.0], np.cumsum(tokens)])
+        whole = float(self._pairs[-1])
+        # By model: its share of the pairs, operations a token, tokens if it saw all pairs.
+        self._models = []
+        for load in loads:
+            tokens = [g.pairs * load.seen_tokens(t) for g, t in zip(groups, per_pair)]
+            cumulated = np.concatenate([[0.0], np.cumsum(tokens)])
+            operations = load.operations_per_token / times
+            self._models.append((load.share(whole, lists), operations, cumulated))
+        self.tokens_a_pair = tuple(float(t[-1]) / max(whole, 1.0) for _, _, t in self._models)
         # What a shard holds in memory: all columns, and text that a dictionary does not share.
         in_memory = [max(g.total_bytes, b) for g, b in zip(groups, text_bytes)]
         self._bytes = _cumulative(in_memory).astype(float)
-        self._operations_per_token = operations_per_token
 
     def pairs_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         return np.interp(row, self._rows, self._pairs)
 
     def tokens_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        return np.interp(row, self._rows, self._tokens)
+        return sum((share * self._at(row, tokens) for share, _, tokens in self._models), _NOTHING)
+
+    def operations_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        by_model = (share * self._at(row, tokens) * each for share, each, tokens in self._models)
+        return sum(by_model, _NOTHING)
+
+    def _at(
+        self, row: npt.NDArray[np.int64], cumulated: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        return np.interp(row, self._rows, cumulated)
 
     def shares(self, row: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
         """Each measure as a share of what one shard may hold. `row` ends with the last row."""
-        operations = self.tokens_before(row) * self._operations_per_token
+        operations = self.operations_before(row)
         most = min(SHARD_OPERATIONS, max(operations[-1] / SMALL_PLAN, SHARD_OPERATIONS_LEAST))
         return [
             operations / most,
             self.pairs_before(row) / SHARD_PAIRS,
             np.interp(row, self._rows, self._bytes) / SHARD_BYTES,
         ]
-
-
-def _seen_tokens(tokens: float, rules: PairRules, fixed: int) -> float:
-    """About how many tokens the model sees of a pair whose texts have so many.
-
-    Those `fixed` in every input and the repeats of windows are included.
-    """
-    room = max(rules.max_length - fixed, 1)
-    if rules.overflow == "truncate":
-        return min(tokens, room) + fixed
-    if rules.max_document_tokens is not None:
-        tokens = min(tokens, max(rules.max_document_tokens, room))
-    new = room - min(rules.stride, room // 2)
-    return (min(tokens, room) + fixed) * (1 + max(tokens - room, 0) / new)
 
 
 def _cut(

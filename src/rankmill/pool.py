@@ -18,7 +18,7 @@ from rankmill.profile import Device
 READ_CPUS = 0.2
 TOKENIZE_CPUS = 0.25
 COMMIT_CPUS = 0.15
-_FREE_CPUS = 0.5
+FREE_CPUS = 0.5
 # 1 / 0.1 actors are ten, whatever binary fractions make of it.
 _ROUNDING = 1e-9
 
@@ -102,8 +102,8 @@ def size_pool(
     smallest = min(found.cpus)
     if whole_nodes and compute.cpus_per_worker == "auto":
         threads = cores_a_worker(compute, found)
-    cpus = _share(smallest, _workers_on(smallest, threads), threads)
-    fits = sum(min(_workers_on(c, threads), int((c - _FREE_CPUS) / cpus)) for c in found.cpus)
+    cpus = _share(smallest, workers_on(smallest, threads), threads)
+    fits = sum(min(workers_on(c, threads), int((c - FREE_CPUS) / cpus)) for c in found.cpus)
     if compute.workers == "auto" or compute.workers <= fits:
         workers = max(fits, 1) if compute.workers == "auto" else compute.workers
         return Pool(workers, cpus, 0, compute.memory)
@@ -114,27 +114,36 @@ def size_pool(
 def _gpu_pool(compute: ComputeConfig, found: Capacity) -> Pool:
     """Actors on GPUs, each with at most its share of half its node's CPUs: the other half reads
     and tokenizes what they score."""
-    actors = [_actors_on(gpus, compute.gpus_per_worker) for gpus in found.gpus]
+    actors = [actors_on(gpus, compute.gpus_per_worker) for gpus in found.gpus]
     fits = sum(actors)
     workers = fits if compute.workers == "auto" else min(compute.workers, fits)
     cpus = min(_share(c / 2, n, 1) for c, n in zip(found.cpus, actors, strict=True) if n)
     return Pool(workers, cpus, compute.gpus_per_worker, compute.memory)
 
 
-def _actors_on(gpus: float, share: float) -> int:
+def actors_on(gpus: float, share: float) -> int:
     """How many actors a node's GPUs hold. A part of a GPU is of one GPU: Ray never joins two."""
     if share >= 1:
         return int(gpus // share)
     return int(gpus) * int(1 / share + _ROUNDING)
 
 
-def _workers_on(cpus: float, threads: int) -> int:
+def workers_on(cpus: float, threads: int) -> int:
+    """How many actors of so many threads a node's CPUs hold, at least one."""
     if threads == 1:
         return max(int(cpus), 1)
-    return max(int((cpus - _FREE_CPUS) // threads), 1)
+    return max(int((cpus - FREE_CPUS) // threads), 1)
 
 
 def _share(cpus: float, workers: int, threads: int) -> float:
     """CPUs that an actor reserves: its threads, or what fits; whole above one, as Ray demands."""
-    share = min(float(threads), (cpus - _FREE_CPUS) / workers)
-    return float(int(share)) if share >= 1 else max(math.floor(share * 1000) / 1000, 0.001)
+    return reservable(min(float(threads), (cpus - FREE_CPUS) / workers))
+
+
+def reservable(cpus: float) -> float:
+    """Such a share of CPUs, or slightly less: whole above one, as Ray demands, and never what
+    tokenizing takes, or Ray would fuse both."""
+    if cpus >= 1:
+        return float(int(cpus))
+    share = max(math.floor(cpus * 1000) / 1000, 0.001)
+    return share - 0.001 if share == TOKENIZE_CPUS else share

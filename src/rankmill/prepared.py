@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankmill import output, pipeline, runs, schema, storage
-from rankmill.config import RunConfig
+from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import OutputError
+from rankmill.load import Estimate, Load
 from rankmill.markers import Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
@@ -21,17 +23,40 @@ log = logging.getLogger("rankmill")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that could start: everything is known but the profile.
+class RunModel:
+    """One of a run's models, known but not loaded.
 
-    template: of the model's pairs. stored: run.json of an earlier start; committed: its shards
-    that need not be done again.
+    key: of its settings, `asked`; label: what it is called among several. rules: how its pairs are
+    cut, with its own limit. best: see `StageSettings`.
+    """
+
+    key: str
+    label: str
+    asked: ModelConfig
+    description: Description
+    rules: PairRules
+    template: Template
+    fixed_tokens: int
+    best: int | None
+
+    @property
+    def load(self) -> Load:
+        """What it costs."""
+        each = self.description.operations_per_token
+        return Load(each, self.rules, self.fixed_tokens, self.best)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: everything is known but the profiles.
+
+    models: in the order in which they score. stored: run.json of an earlier start; committed: its
+    shards that need not be done again.
     """
 
     config: RunConfig
     source: Source
-    model: Description
-    template: Template
+    models: tuple[RunModel, ...]
     plan: Plan
     store: Store
     stored: dict[str, Any] | None
@@ -48,15 +73,30 @@ class Prepared:
         return self.stored is not None and not self.pending and output.is_complete(self.store)
 
     @property
-    def rules(self) -> PairRules:
-        """How pairs are cut, with the model's own limit."""
-        return _rules(self.config, self.model)
+    def model(self) -> RunModel:
+        """The model whose scores rank first."""
+        return self.models[self.config.results.deciding - 1]
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """What each model is expected to do, committed shards included."""
+        lists, pairs = int(self.plan.queries.sum()), self.plan.pairs
+        found = []
+        for model, tokens in zip(self.models, self.plan.tokens_a_pair, strict=True):
+            depths = filter(None, (model.best, self.config.input.depth))
+            load = replace(model.load, best=min(depths, default=None))
+            seen = round(pairs * load.share(pairs, lists))
+            operations = seen * tokens * load.operations_per_token
+            found.append(Estimate(seen, round(seen * tokens), operations))
+        return found
 
 
 def prepare(
     config: RunConfig, *, overwrite: bool = False, model: Description | None = None
 ) -> Prepared:
-    """Resolve input, model and plan, and look at the output. Starts nothing, writes nothing.
+    """Resolve input, models and plan, and look at the output. Starts nothing, writes nothing.
+
+    model: an own `Description` in place of the one that `config.model` names.
 
     Raises a `StartError` for whatever would make the run fail.
     """
@@ -69,25 +109,25 @@ def prepare(
         stored = None if overwrite else runs.stored_run(store)
         if stored is None:
             output.refuse_foreign(store, overwrite)
-    found = describe(config.model, config.storage.profile) if model is None else model
-    refuse_instructions(found, config.input.columns.instruction)
+    found = _describe(config, model)
+    if not any(one.takes_instruction for one in found):
+        refuse_instructions(found[0], config.input.columns.instruction)
     if stored is not None:
         identity = runs.identity_without_profile(config, source, found)
-        names = (str(stored["model"]["name"]), str(found.to_json()["name"]))
+        deciding = found[config.results.deciding - 1]
+        names = (str(stored["model"]["name"]), str(deciding.to_json()["name"]))
         runs.refuse_other(store, stored, identity, names=names)
-    rules = _rules(config, found)
-    length = rules.max_length
-    if length < config.model.max_length:
-        log.warning("model.max_length is lowered to the model's own limit of %d tokens.", length)
-    tokenizer = found.check(rules)
+    models = _models(config, found)
+    first = models[0].load
     whole = make_plan(
         source,
         pipeline.scan(source, config.compute),
-        found.operations_per_token,
-        rules,
+        first.operations_per_token,
+        first.rules,
         config.input.limit,
-        tokenizer.fixed_tokens,
+        first.fixed_tokens,
         times=GPU_TIMES if config.compute.device == "cuda" else 1.0,
+        later=[one.load for one in models[1:]],
     )
     committed: dict[int, Marker] = {}
     if stored is not None:
@@ -97,11 +137,33 @@ def prepare(
             log.warning("Computed again: %s", problem)
         if len(committed) < len(whole):
             output.refuse_strangers(store, len(whole))
-    return Prepared(config, source, found, tokenizer.template, whole, store, stored, committed)
+    return Prepared(config, source, models, whole, store, stored, committed)
 
 
-def _rules(config: RunConfig, model: Description) -> PairRules:
-    return PairRules.of(config.model, model.max_length(config.model.max_length))
+def _describe(config: RunConfig, model: Description | None) -> list[Description]:
+    if model is not None:
+        return [model]
+    asked = config.scorers.values()
+    return [describe(one, config.storage.profile) for one in asked]
+
+
+def _models(config: RunConfig, found: Sequence[Description]) -> tuple[RunModel, ...]:
+    """Bring every model and its settings together. Raises what would fail in a worker."""
+    made = []
+    keeps = [None, *(stage.keep for stage in config.stages)]
+    for number, ((key, asked), one) in enumerate(zip(config.scorers.items(), found, strict=True)):
+        rules = PairRules.of(asked, one.max_length(asked.max_length))
+        if rules.max_length < asked.max_length:
+            log.warning(
+                "%s.max_length is lowered to the model's own limit of %d tokens.",
+                key,
+                rules.max_length,
+            )
+        tokenizer = one.check(rules)
+        label, best = config.results.labels[number], keeps[number] if config.stages else None
+        template, fixed = tokenizer.template, tokenizer.fixed_tokens
+        made.append(RunModel(key, label, asked, one, rules, template, fixed, best))
+    return tuple(made)
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -119,7 +181,8 @@ def _absolute(config: RunConfig) -> RunConfig:
 def carried_columns(config: RunConfig, source: Source) -> list[str]:
     """The input columns that are written. Raises for a clash or an unknown column."""
     wanted = None if config.output.columns == "all" else config.output.columns
-    found = schema.output_schema(source.pair_schema, wanted, config.output.column_prefix)
+    prefix, added = config.output.column_prefix, config.results.columns
+    found = schema.output_schema(source.pair_schema, wanted, prefix, added)
     return [name for name in found.names if name in source.pair_schema.names]
 
 

@@ -74,13 +74,13 @@ def quantize(
     folder = _refuse_target(config.output.path)
     model = _source_model(config)
     _refuse_missing_packages()
-    rules = PairRules.of(config.model, model.max_length(config.model.max_length))
+    rules = PairRules.of(config.one_model, model.max_length(config.one_model.max_length))
     model.check(rules)
     source = open_source(config.input, config.storage.profile)
     drawn = sample.draw(source, config.input, seed)
     tokenizer = model.tokenizer(rules)
     hardware = profile.probe("cpu")
-    asked = ModelConfig(name=config.model.name, precision="fp32")
+    asked = ModelConfig(name=config.one_model.name, precision="fp32")
     exact = make_profile(asked, config.compute, "cpu", hardware, "openvino")
     exact = with_threads(exact, config.compute, hardware.cores)
     entry = openvino_model.ready(model, exact, storage.user_cache() / "openvino")
@@ -107,12 +107,12 @@ def quantize(
             _scores(made, held_out, tokenizer, int8),
             drawn.held_out.list,
         )
-        _refuse_disagreement(config.model.name, found, min_agreement)
+        _refuse_disagreement(config.one_model.name, found, min_agreement)
         card = Card(
             format=1,
             precision="int8",
             source=SourceModel(
-                name=config.model.name,
+                name=config.one_model.name,
                 digest=model.digest,
                 revision=model.place.revision,
                 alibi_slopes=model.slopes if isinstance(model, JinaModel) else None,
@@ -151,7 +151,7 @@ def _refuse_target(path: str) -> Path:
 
 def _source_model(config: RunConfig) -> FolderModel:
     """The model to quantize. Raises `ConfigError` or `ModelError` for what cannot be."""
-    asked = config.model
+    asked = config.one_model
     for setting, value, allowed in (
         ("model.scorer", asked.scorer, (None,)),
         ("model.backend", asked.backend, ("auto", "openvino")),
@@ -222,7 +222,8 @@ def _scores(folder: Path, pairs: TokenizedPairs, tokenizer: Tokenizer, run: Prof
 
 def _settings(config: RunConfig, rules: PairRules, run: Profile, seed: int) -> dict[str, Any]:
     """What changes calibration, beside the texts and the model."""
-    given = config.model.model_dump(mode="json", exclude={"name", "revision", "scorer", "backend"})
+    unlike = {"name", "revision", "scorer", "backend"}
+    given = config.one_model.model_dump(mode="json", exclude=unlike)
     return given | {
         "max_length": rules.max_length,
         "depth": config.input.depth,

@@ -1,4 +1,7 @@
-"""Order within each query: by score, ties by input order, unscored rows last."""
+"""Order within each query: by score, ties by input order, unscored rows last.
+
+In a cascade what a later stage scored stands above what it did not see, which keeps its order.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +28,27 @@ class Ranking:
 
 
 def rank_rows(
-    query: Int32, score: Float32, top_k: int | None = None, min_score: float | None = None
+    query: Int32,
+    score: Float32,
+    top_k: int | None = None,
+    min_score: float | None = None,
+    missed: Int32 | None = None,
 ) -> Ranking:
     """Rank the rows of whole candidate lists.
 
     query: int32 [rows], the list of each row, numbered in input order; score: float32 [rows],
     NaN where a row was not scored (it keeps its input order below the scored rows). Ranks are
     given before `top_k` and `min_score` cut; a row without a score falls below any `min_score`.
+    missed: int32 [rows], how many of a cascade's last stages did not see the row, whose score is
+    that of the stage before those; rows that missed any fall below any `min_score`, too, which is
+    on the last stage's scale.
     """
+    if missed is None:
+        missed = np.zeros(len(query), np.int32)
     unscored = np.isnan(score)
     descending = np.where(unscored, 0, -score.astype(np.float64))
-    # lexsort is stable and sorts by its last key first: list, then scored rows, then score.
-    order = np.lexsort((descending, unscored, query))
+    # lexsort is stable and sorts by its last key first: list, scored rows, their stage, score.
+    order = np.lexsort((descending, missed, unscored, query))
     ordered = query[order]
     first = np.searchsorted(ordered, ordered, side="left")
     rank = (np.arange(len(order)) - first + 1).astype(np.int32)
@@ -44,8 +56,29 @@ def rank_rows(
     if top_k is not None:
         keep &= rank <= top_k
     if min_score is not None:
-        keep &= ~unscored[order] & (score[order] >= min_score)
+        keep &= ~unscored[order] & (missed[order] == 0) & (score[order] >= min_score)
     return Ranking(order[keep], rank[keep], int(np.sum(~keep)))
+
+
+def among_best(query: Int32, pair: Int32, score: Float32, keep: int) -> npt.NDArray[np.bool_]:
+    """bool [rows]: whether a row holds one of the `keep` best distinct pairs of its list.
+
+    query: int32 [rows], the list of each row; pair: int32 [rows], equal for equal pairs, -1 where
+    there is none; score: float32 [rows], equal for equal pairs. Ties go by input order. Copies of a
+    pair take one place together; rows without a finite score take none.
+    """
+    scored = np.flatnonzero((pair >= 0) & np.isfinite(score))
+    order = scored[rank_rows(query[scored], score[scored]).rows]
+    numbers = query[order].astype(np.int64) * (int(pair.max(initial=0)) + 1) + pair[order]
+    _, first, copy_of = np.unique(numbers, return_index=True, return_inverse=True)
+    is_first = np.zeros(len(order), bool)
+    is_first[first] = True
+    pairs_before = np.cumsum(is_first) - is_first
+    lists = query[order]
+    place = pairs_before - pairs_before[np.searchsorted(lists, lists, side="left")]
+    chosen = np.zeros(len(query), bool)
+    chosen[order] = place[first][copy_of] < keep
+    return chosen
 
 
 def places(query: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -21,6 +21,8 @@ from rankmill.markers import PRIVATE
 from rankmill.models import Description
 from rankmill.plan import Plan
 from rankmill.profile import Profile
+from rankmill.results import Results
+from rankmill.settings import Setting
 from rankmill.source import Source
 from rankmill.store import Store
 
@@ -50,7 +52,6 @@ class Run:
 
     identity: dict[str, Any]
     recorded: dict[str, Any]
-    profile: Profile
 
     @property
     def fingerprint(self) -> str:
@@ -70,39 +71,54 @@ class Run:
 
 
 def identity_without_profile(
-    config: RunConfig, source: Source, model: Description
+    config: RunConfig, source: Source, models: Sequence[Description]
 ) -> dict[str, Any]:
-    """Everything that names a run but the profile, as plain JSON values."""
+    """Everything that names a run but the profiles, as plain JSON values."""
+    asked = list(config.scorers.values())
     return {
         "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
         # The files' order makes the shards; a mapping does not keep it.
         "order": hashlib.sha256("\n".join(file.url for file in source.files).encode()).hexdigest(),
-        "model": model.digest,
+        "model": _by_model(config, [model.digest for model in models]),
         "settings": config.result_settings(),
         "asked": {
-            "backend": config.model.backend,
-            "precision": config.model.precision,
+            "backend": _by_model(config, [one.backend for one in asked]),
+            "precision": _by_model(config, [one.precision for one in asked]),
             "device": config.compute.device,
             "cpus_per_worker": config.compute.cpus_per_worker,
         },
     }
 
 
+def _by_model(config: RunConfig, values: Sequence[Setting]) -> Setting:
+    """The value of a run's one model; of several, theirs by what they are called."""
+    if config.results.models == 1:
+        return values[0]
+    return dict(zip(config.results.labels, values, strict=True))
+
+
 def make_run(
     config: RunConfig,
     source: Source,
-    model: Description,
+    models: Sequence[Description],
     plan: Plan,
-    profile: Profile,
+    profiles: Sequence[Profile],
 ) -> Run:
-    """Put together what run.json holds."""
-    identity = identity_without_profile(config, source, model) | {"profile": profile.identity()}
-    recorded = {
+    """Put together what run.json holds.
+
+    Of several models `model` and `profile` are those of the one whose scores rank first; all stand
+    in `models` and `profiles`, by what they are called.
+    """
+    found = [profile.identity() for profile in profiles]
+    identity = identity_without_profile(config, source, models)
+    identity["profile"] = _by_model(config, found)
+    deciding = config.results.deciding - 1
+    recorded: dict[str, Any] = {
         # Tells this start from one with the same fingerprint, after --overwrite.
         "start": uuid.uuid4().hex,
         "config": config.model_dump(mode="json"),
-        "model": model.to_json(),
-        "profile": profile.to_json(),
+        "model": models[deciding].to_json(),
+        "profile": profiles[deciding].to_json(),
         "versions": versions(),
         "plan": {
             "shards": len(plan),
@@ -112,7 +128,17 @@ def make_run(
             "digest": plan.digest,
         },
     }
-    return Run(identity, recorded, profile)
+    if len(models) > 1:
+        recorded["models"] = _by_model(config, [model.to_json() for model in models])
+        recorded["profiles"] = _by_model(config, [profile.to_json() for profile in profiles])
+    return Run(identity, recorded)
+
+
+def stored_profiles(stored: dict[str, Any]) -> list[Profile]:
+    """The profiles of an earlier start, in the order of its models."""
+    several = stored.get("profiles")
+    found = [stored["profile"]] if several is None else list(several.values())
+    return [Profile.from_json(values) for values in found]
 
 
 def versions() -> dict[str, str]:
@@ -136,10 +162,11 @@ def stored_run(store: Store) -> dict[str, Any] | None:
         return None
     try:
         values: dict[str, Any] = json.loads(content)
-        Profile.from_json(values["profile"])
+        stored_profiles(values)
+        Results.of_stored(values["config"])
         int(values["plan"]["shards"]), int(values["plan"]["pairs"])
         str(values["fingerprint"]), str(values["config"]["output"]["column_prefix"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputError(
             f"{store.url}/{RUN} is damaged or was written by another version.",
             "Start again with --overwrite, or choose another output.",

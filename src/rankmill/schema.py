@@ -6,7 +6,7 @@ of them; ids are text or integers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.types as pat
@@ -127,15 +127,21 @@ _SIGNED = ((8, pa.int8()), (16, pa.int16()), (32, pa.int32()), (64, pa.int64()))
 _UNSIGNED = {8: pa.uint8(), 16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}
 
 
-def output_schema(pairs: pa.Schema, columns: Sequence[str] | None, prefix: str) -> pa.Schema:
+def output_schema(
+    pairs: pa.Schema,
+    columns: Sequence[str] | None,
+    prefix: str,
+    results: Mapping[str, pa.DataType] = RESULT_COLUMNS,
+) -> pa.Schema:
     """The schema of a part file: the wanted input columns, then the `rerank_*` columns.
 
-    `pairs` is the input's schema with a row a pair; `columns` None means all of them.
+    `pairs` is the input's schema with a row a pair; `columns` None means all of them. results: the
+    columns that the run adds, without their prefix.
 
     Raises `InputError` when the input already has such a column, `ConfigError` when a wanted
     column does not exist.
     """
-    added = [prefix + name for name in RESULT_COLUMNS]
+    added = [prefix + name for name in results]
     clash = [name for name in added if name in pairs.names]
     if clash:
         raise InputError(
@@ -160,7 +166,7 @@ def output_schema(pairs: pa.Schema, columns: Sequence[str] | None, prefix: str) 
             f"Its columns are {', '.join(pairs.names)}.",
         )
     fields = [pairs.field(name) for name in wanted]
-    fields += [pa.field(prefix + name, data_type) for name, data_type in RESULT_COLUMNS.items()]
+    fields += [pa.field(prefix + name, data_type) for name, data_type in results.items()]
     return pa.schema(fields)
 
 

@@ -6,7 +6,8 @@ import copy
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -81,16 +82,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def put(values: dict[str, Any], dotted: str, value: Setting) -> None:
-    """Set `a.b.c` in nested mappings. Raises `ConfigError` where a value stands in the way."""
+    """Set `a.b.c` in nested mappings, or `a.0.c` in a list of them that is there.
+
+    Raises `ConfigError` where a value stands in the way, or a list has no such place.
+    """
     *parents, last = dotted.split(".")
-    section = values
+    section: Any = values
     for depth, key in enumerate(parents):
-        below = section.setdefault(key, {})
-        if not isinstance(below, dict):
-            name = ".".join(parents[: depth + 1])
+        name = ".".join(parents[: depth + 1])
+        if isinstance(section, list):
+            section = section[_place_in(section, key, dotted)]
+        else:
+            section = section.setdefault(key, {})
+        if not isinstance(section, dict | list):
             raise ConfigError(f"{dotted} cannot be set: {name} is a value, not a section.")
-        section = below
-    section[last] = copy.deepcopy(value)  # later overrides may reach into it
+    where = _place_in(section, last, dotted) if isinstance(section, list) else last
+    section[where] = copy.deepcopy(value)  # later overrides may reach into it
+
+
+def _place_in(section: list[Any], key: str, dotted: str) -> int:
+    if not key.isdecimal() or int(key) >= len(section):
+        raise ConfigError(
+            f"{dotted} cannot be set: there is a list of {len(section)}, which has no {key}.",
+            "Give a place in it, counted from 0.",
+        )
+    return int(key)
 
 
 def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple[str, str | None]:
@@ -134,22 +150,37 @@ def _shown(value: object) -> str:
 def _place(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """A setting's dotted name, without the alternatives of a type that pydantic adds to it."""
     parts: list[str] = []
-    section: type[BaseModel] | None = root
+    kind: object = root
     for part in loc:
-        if section is not None or isinstance(part, int):
+        if kind is not None or isinstance(part, int):
             parts.append(str(part))
-        section = _section_below(section, part)
+        kind = _kind_below(kind, part)
     return ".".join(parts)
 
 
 def _known_keys(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] | None = root
+    kind: object = root
     for part in loc[:-1]:
-        section = _section_below(section, part)
-    return list(section.model_fields) if section is not None else []
+        kind = _kind_below(kind, part)
+    return list(kind.model_fields) if _is_section(kind) else []
 
 
-def _section_below(section: type[BaseModel] | None, key: int | str) -> type[BaseModel] | None:
-    field = section.model_fields.get(str(key)) if section is not None else None
-    found = field.annotation if field is not None else None
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+def _kind_below(kind: object, key: int | str) -> object:
+    """The section, or the list or mapping of sections, that stands under a key; None: a value."""
+    if get_origin(kind) in (list, dict):
+        return _of_sections(get_args(kind)[-1])
+    field = kind.model_fields.get(str(key)) if _is_section(kind) else None
+    return _of_sections(field.annotation) if field is not None else None
+
+
+def _of_sections(annotation: object) -> object:
+    if get_origin(annotation) in (UnionType, Union):
+        found = [one for one in map(_of_sections, get_args(annotation)) if one is not None]
+        return found[0] if len(found) == 1 else None
+    if get_origin(annotation) in (list, dict):
+        return annotation if _of_sections(get_args(annotation)[-1]) is not None else None
+    return annotation if _is_section(annotation) else None
+
+
+def _is_section(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -1,4 +1,9 @@
-"""What happens to a shard between reading and commit. No Ray here: envelopes in, envelopes out."""
+"""What happens to a shard between reading and commit. No Ray here: envelopes in, envelopes out.
+
+Where several models score, one after the other, `tokenize` and `score` come once for each. What
+they do depends on the shard's rows, on the model's settings, and in a cascade on which pairs the
+model before found best; on nothing else that another model did.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rankmill import rows, tokens
+from rankmill import rank, rows, tokens
 from rankmill.config import ColumnNames
 from rankmill.envelope import Envelope
 from rankmill.flight import run_batches
@@ -24,9 +29,11 @@ from rankmill.tokens import PairRules, Template, TokenizedPairs, TokenizedTexts
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What the workers of a run must know. Small and picklable; models are built from it.
+    """What the workers of a model must know. Small and picklable; models are built from it.
 
-    template: the tokenizer's, so that scoring actors need not load it.
+    template: the tokenizer's, so that scoring actors need not load it. number: of the model among
+    the run's, from 1. best: in a cascade, how many distinct pairs of each list, those that the
+    model before found best, this one sees; None: all.
     """
 
     description: Description
@@ -37,23 +44,31 @@ class StageSettings:
     has_query_id: bool
     max_text_bytes: int
     depth: int | None
+    number: int = 1
+    best: int | None = None
 
 
 def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) -> Envelope:
     """Check the rows of a shard and tokenize its distinct texts and pairs.
 
-    Adds `facts`, a row a pair row: query int32 (its candidate list, -1 for none), pair int32
-    (its distinct pair, -1 when it is not scored), reason string (null unless quarantined);
-    `pairs`, a row a distinct pair; and `texts`, token ids of the distinct texts.
+    Puts what models before have left into `earlier`. Adds `facts`, a row a pair row: query int32
+    (its candidate list, -1 for none), pair int32 (its distinct pair, -1 when it is not scored),
+    reason string (null unless quarantined); `pairs`, a row a distinct pair; and `texts`, token ids
+    of the distinct texts.
     """
     started = time.perf_counter()
+    envelope = envelope.for_next_model()
     table = envelope.rows
     assert table is not None, "a shard without an error has rows"
     checked = rows.check(table, settings.columns, settings.has_query_id, settings.max_text_bytes)
+    if checked.instruction_text is not None and not settings.description.takes_instruction:
+        checked = replace(checked, instruction_text=None)  # they are for another of the models
     checked = _without_long_instructions(checked, tokenizer)
     wanted = pc.is_null(checked.reason).to_numpy(zero_copy_only=False)
     if settings.depth is not None:
         wanted = wanted & (checked.position < settings.depth)
+    if settings.best is not None:
+        wanted = wanted & _best_of_before(envelope, settings.best)
     queries, query = _distinct_queries(checked, wanted, tokenizer)
     documents, document = _distinct(checked.document_text, wanted)
     documents = [tokenizer.document_text(text) for text in documents]
@@ -74,6 +89,14 @@ def tokenize(envelope: Envelope, settings: StageSettings, tokenizer: Tokenizer) 
     return replace(
         envelope, facts=facts, pairs=_pairs_table(cut, digests), texts=_texts_table(cut.texts)
     )
+
+
+def _best_of_before(envelope: Envelope, keep: int) -> npt.NDArray[np.bool_]:
+    """bool [rows]: whether a row's pair is among the best of its list, by the model before."""
+    facts, pairs, scores = envelope.scored[-1]
+    query, pair = (facts.column(name).to_numpy() for name in ("query", "pair"))
+    score, _ = by_row(pair, scores.column("score").to_numpy(), pairs.column("dropped").to_numpy())
+    return rank.among_best(query, pair, score, keep)
 
 
 def score(

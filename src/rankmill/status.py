@@ -10,6 +10,7 @@ from rankmill.integrity import Expected
 from rankmill.lease import holder
 from rankmill.markers import Counters
 from rankmill.masking import mask
+from rankmill.results import Results
 from rankmill.storage import absolute, reaching
 from rankmill.store import Store
 
@@ -55,7 +56,8 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
         own, damaged = output.committed(store, fingerprint)
         if verify:
             prefix = str(stored["config"]["output"]["column_prefix"])
-            expected = Expected(fingerprint, shards, prefix)
+            results = Results.of_stored(stored["config"])
+            expected = Expected(fingerprint, shards, prefix, results)
             damaged = integrity.examine(store, expected, running)
         return Status(
             url=store.url,

@@ -207,18 +207,21 @@ def summarize(
     written: Ints,
     lengths: npt.NDArray[np.int32],
     dropped: npt.NDArray[np.int32],
+    missed: npt.NDArray[np.int32] | None = None,
 ) -> Summary:
     """Sum up a shard.
 
     query: int32 [rows], the list of each row, in input order; score: float32 [rows], NaN where a
     row was not scored. written: int64 [part rows], the row that each row of the part is. lengths,
-    dropped: int32 [distinct pairs], tokens before the cut, and those of them that were cut.
+    dropped: int32 [distinct pairs], tokens before the cut, and those of them that were cut. missed:
+    int32 [rows], as `rank_rows` takes it; scores of a cascade's last stage alone are counted.
     """
     part_row = np.full(len(query), -1, np.int64)
     part_row[written] = np.arange(len(written))
     scored = ~np.isnan(score)
     query, score, part_row = query[scored], score[scored], part_row[scored]
-    ranking = rank_rows(query, score)
+    missed = np.zeros(len(query), np.int32) if missed is None else missed[scored]
+    ranking = rank_rows(query, score, missed=missed)
     after = np.empty(len(query), np.int64)
     after[ranking.rows] = ranking.rank
     before = np.empty(len(query), np.int64)
@@ -235,7 +238,9 @@ def summarize(
     stays = np.bincount(number[(before == 1) & (after == 1)], minlength=len(size))
     in_both = np.bincount(number[(before <= TOP) & (after <= TOP)], minlength=len(size))
     return Summary(
-        scores=tuple(Histogram.of(score[group == each]) for each in range(len(RANKS))),
+        scores=tuple(
+            Histogram.of(score[(group == each) & (missed == 0)]) for each in range(len(RANKS))
+        ),
         fitting=Histogram.of(lengths[dropped == 0]),
         cut=Histogram.of(lengths[dropped > 0]),
         moves=tuple((int(b), int(a), int(n)) for (b, a), n in zip(cells.T, counts)),

@@ -43,7 +43,8 @@ def tokenize(
 
     Raises `RunFailed` when that many processes died.
     """
-    with Attempts(bounds.store, "tokenizing").attempt(envelope.shard), within(_TOKENIZE_SECONDS):
+    attempts = Attempts(bounds.store, "tokenizing", settings.number)
+    with attempts.attempt(envelope.shard), within(_TOKENIZE_SECONDS):
         return stages.tokenize(envelope, settings, tokenizer)
 
 
@@ -64,7 +65,7 @@ class ScoringWorker:
                 "Run on nodes of one kind.",
             )
         self._settings, self._seconds = settings, bounds.batch_seconds
-        self._attempts = Attempts(bounds.store, "scoring")
+        self._attempts = Attempts(bounds.store, "scoring", settings.number)
         self._model: ScorerModel | None = None
         self.unusable: ModelError | None = None
 

@@ -83,6 +83,11 @@ def doc_id_column(ranked: Ranked) -> str:
 def refuse_unlike(ranked: Ranked, other: Ranked) -> None:
     """Raise `InputError` when another run's rows cannot be found by query and document."""
     other.require([doc_id_column(other), f"{other.prefix}score"], "agree_runs")
+    if f"{other.prefix}stage" in other.schema.names:
+        raise InputError(
+            f"{other.url} holds scores of several stages, which do not compare.",
+            "Agree with a run of one model.",
+        )
     by_text = [run.query_key == run.columns.query for run in (ranked, other)]
     if by_text[0] != by_text[1]:
         raise InputError(

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from rankmill import markers, runs
-from rankmill.markers import Counters, Marker
+from rankmill.markers import Counters, Marker, ModelCost
 from rankmill.report.timeline import Timeline
+from rankmill.results import Results
 from rankmill.store import Store
 from rankmill.summary import Summary
 
@@ -24,8 +25,8 @@ class Facts:
     """A run as its files show it.
 
     run: run.json. manifest: None until the run is complete. failures: why shards failed at the
-    last start. summary: of `summarised` shards. stages: seconds of all workers by stage. timeline:
-    None where no pair was scored.
+    last start. summary: of `summarised` shards. stages: seconds of all workers by stage. models:
+    of several, what each did, by what it is called. timeline: None where no pair was scored.
     """
 
     url: str
@@ -40,6 +41,7 @@ class Facts:
     summary: Summary
     summarised: int
     stages: dict[str, float]
+    models: dict[str, ModelCost]
     timeline: Timeline | None
 
     @property
@@ -81,6 +83,7 @@ def gather(
         summary=summary,
         summarised=summarised,
         stages=_stages(found),
+        models=dict(zip(Results.of_stored(run["config"]).labels, markers.add_costs(found))),
         timeline=Timeline.of(found),
     )
 

@@ -98,7 +98,7 @@ def _charts(facts: Facts) -> dict[str, Markup | None]:
             [("seen whole", whole, SECOND), ("cut to fit", counters.pairs_truncated, THIRD)],
         ),
     ]
-    stages = {name: facts.stages[key] for key, name in charts.STAGES.items() if key in facts.stages}
+    stages = dict(_stages(facts))
     reasons = dict(sorted(counters.quarantine.items(), key=lambda item: -item[1]))
     return {
         "scores": charts.draw_scores(summary),
@@ -111,6 +111,15 @@ def _charts(facts: Facts) -> dict[str, Markup | None]:
         "stages": charts.draw_lines("stages", stages, _seconds, FIRST),
         "reasons": charts.draw_lines("reasons", reasons, _rows, BAD),
     }
+
+
+def _stages(facts: Facts) -> Iterator[tuple[str, float]]:
+    """Seconds of each stage, by what it is called; scoring by model where there are several."""
+    for key, name in charts.STAGES.items():
+        if key == "score" and facts.models:
+            yield from ((f"{name}, {label}", one.seconds) for label, one in facts.models.items())
+        elif key in facts.stages:
+            yield name, facts.stages[key]
 
 
 def _seconds(size: float) -> str:
@@ -148,6 +157,8 @@ _DEFAULTS = RunConfig(
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
