@@ -20,12 +20,12 @@ LAYERS = [
     ["masking"],
     ["errors", "settings_yaml"],
     ["schema", "settings"],
-    ["results"],
+    ["rank_settings", "results"],
     ["config", "storage"],
     ["store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "load", "summary", "windows"],
+    ["agreement", "fusion", "load", "summary", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
     ["tokenizer_files"],
@@ -35,7 +35,7 @@ LAYERS = [
     ["prompt_tokenizer"],
     ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
     ["backend", "flight", "portions", "runs", "sample", "watchdog"],
-    ["scorer", "scoring_process"],
+    ["calibration", "scorer", "scoring_process"],
     ["isolation", "output", "stages"],
     ["outcome", "worker"],
     # On Ray.
@@ -46,11 +46,18 @@ LAYERS = [
     ["prepared", "progress"],
     ["report"],
     ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
-    ["compare", "demo"],
-    ["evaluation_tables"],
-    ["comparison_tables", "console"],
+    ["compare", "demo", "folds"],
+    ["calibrate", "evaluation_tables", "tune"],
+    ["comparison_tables", "console", "tuning_tables"],
     ["model_tables"],
-    ["compare_command", "evaluate_command", "export_command", "quantize_command"],
+    [
+        "calibrate_command",
+        "compare_command",
+        "evaluate_command",
+        "export_command",
+        "quantize_command",
+        "tune_command",
+    ],
     ["__init__", "cli"],
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

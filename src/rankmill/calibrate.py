@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rankmill import rank, runs, storage
-from rankmill.calibration import Calibration, Isotonic, Platt, scored_by
+from rankmill.calibration import Calibration, Isotonic, Platt, ScoredBy, scoring_settings
 from rankmill.errors import InputError
 from rankmill.evaluate.measures import Floats
 from rankmill.folds import FOLDS, SEED, JudgedScores, fold_queries, read_scores
@@ -104,9 +104,13 @@ def calibrate(
         "seed": seed,
         "held_out": {row.pop("of"): row for row in held_out.to_dict("records")},
     }
-    calibration = Calibration(
-        curve=fit(method, score, relevant), scored_by=scored_by(record), fitted=fitted
+    scored_by = ScoredBy(
+        model=record["model"]["digest"],
+        precision=record["profile"]["precision"],
+        settings=scoring_settings(record["identity"]["settings"]),
     )
+    curve = fit(method, score, relevant)
+    calibration = Calibration(curve=curve, scored_by=scored_by, fitted=fitted)
     return Fit(calibration, held_out, reliability(predicted, relevant))
 
 
@@ -158,7 +162,7 @@ def _record(ranked: str, profile: str | None) -> dict[str, Any]:
         record = runs.stored_run(store)
     if record is None:
         raise InputError(
-            f"{ranked} is not the output folder of a run, so nothing says how its scores were made.",
+            f"{ranked} is no output folder of a run, so nothing says how its scores were made.",
             "Give the folder that holds the part files and _rankmill.",
         )
     return record

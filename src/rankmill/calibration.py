@@ -3,9 +3,9 @@
 - platt: 1 / (1 + e^-(slope * score + intercept)) (Platt 1999).
 - isotonic: a rising line through points, level outside of them (Zadrozny and Elkan, KDD 2002).
 
-A curve means nothing for scores that are made in another way. So it is kept with the model's digest,
-the precision and the settings that scores depend on, and a run in which any of them differs is
-refused. `calibrate` fits and judges curves.
+A curve means nothing for scores that are made in another way. So it is kept with the model's
+digest, the precision and the settings that scores depend on, and a run in which any of them differs
+is refused. `calibrate` fits and judges curves.
 """
 
 from __future__ import annotations
@@ -94,38 +94,46 @@ class StoredCalibration:
     sha256: str
     content: Calibration
 
+    @property
     def rule(self) -> dict[str, Setting]:
         """What a run says of it."""
         return {"method": self.content.curve.method, "sha256": self.sha256}
 
-    def refuse_other(self, record: Mapping[str, Any]) -> None:
-        """Raise `ConfigError` unless a run (as run.json holds it) scores as was calibrated."""
-        there, here = self.content.scored_by, scored_by(record)
+    def refuse_other(
+        self, model: Mapping[str, Any], settings: Mapping[str, Any], precision: str | None
+    ) -> None:
+        """Raise `ConfigError` unless a run makes its scores as those were that were fitted to.
+
+        model: as stored in run.json; settings: `RunConfig.result_settings`; precision: None before
+        it is known.
+        """
+        there = self.content.scored_by
+        here = ScoredBy(
+            model=str(model["digest"]),
+            precision=precision or there.precision,
+            settings=scoring_settings(settings),
+        )
         changes = list(runs.differences(there.model_dump(), here.model_dump()))
         if changes:
             name = self.content.fitted.get("model", "another model")
             shown = "\n".join(f"  {line}" for line in changes)
             raise ConfigError(
-                f"rank.calibration {self.path} is for scores of {name} that are made in another "
-                f"way than this run's, of {record['model']['name']}. What differs:\n{shown}",
+                f"rank.calibration {self.path} was fitted to scores of {name}, and this run makes "
+                f"those of {model['name']} in another way. What differs:\n{shown}",
                 "Fit one to an output of this model and these settings with `rankmill calibrate`, "
                 "or leave rank.calibration out.",
             )
 
 
-def scored_by(record: Mapping[str, Any]) -> ScoredBy:
-    """How the scores of a run are made (of several models those that rank), by its run.json."""
-    settings = record["identity"]["settings"]
+def scoring_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the model whose scores rank, of the settings that name a run."""
     if "model" in settings:
         own = settings["model"]
     elif "stages" in settings:
         own = settings["stages"][max(settings["stages"], key=int)]
     else:
         own = settings["models"][settings["rank_by"]]
-    own = {name: value for name, value in own.items() if name != "keep"}
-    return ScoredBy(
-        model=record["model"]["digest"], precision=record["profile"]["precision"], settings=own
-    )
+    return {name: value for name, value in own.items() if name != "keep"}
 
 
 def read_calibration(path: str, profile: str | None = None) -> StoredCalibration:

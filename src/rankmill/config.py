@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from rankmill.errors import ConfigError
+from rankmill.rank_settings import RankConfig
 from rankmill.results import (
     Results,
     refuse_several_ways,
@@ -205,6 +206,7 @@ class RunConfig(Section):
     stages: list[StageConfig] = Field(default_factory=list)
     models: dict[ColumnSuffix, ModelConfig] = Field(default_factory=dict)
     rank_by: Name | None = None
+    rank: RankConfig = RankConfig()
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
     reuse: list[Name] = Field(default_factory=list)
@@ -220,6 +222,7 @@ class RunConfig(Section):
             ("output.path", self.output.path),
             *((f"{key}.name", asked.name) for key, asked in self.scorers.items()),
             ("compute.address", self.compute.address or ""),
+            ("rank.calibration", self.rank.calibration or ""),
         ]:
             if "\0" in path:
                 raise ValueError(f"{setting} holds a null character")
@@ -260,7 +263,13 @@ class RunConfig(Section):
         """What the run adds to each row."""
         names = tuple(self.models)
         ranked_by = names.index(self.rank_by) + 1 if self.rank_by is not None else 1
-        return Results(len(self.stages), names, ranked_by)
+        return Results(
+            len(self.stages),
+            names,
+            ranked_by,
+            fused=self.rank.fuse is not None,
+            probability=self.rank.calibration is not None,
+        )
 
     def result_settings(self) -> dict[str, Setting]:
         """The settings that change what is computed or written, as plain JSON values.
@@ -272,6 +281,7 @@ class RunConfig(Section):
         found: dict[str, Setting] = {
             "input": self.input.model_dump(mode="json", exclude={"path"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
+            **self.rank.result_settings(),
         }
         scored_by: dict[str, Setting] = {
             key.rpartition(".")[2]: asked.model_dump(

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rankmill.errors import InputError
-from rankmill.rank import Float32, Int32
+from rankmill.rank import Float32
 from rankmill.rank_settings import FuseConfig
 
 Float64 = npt.NDArray[np.float64]
@@ -52,7 +52,9 @@ def first_stage(column: pa.ChunkedArray, name: str) -> Float64:
     return -value if name.endswith("rank") else value
 
 
-def fuse(query: npt.NDArray[np.integer], score: Float32, first: Float64, rule: FuseConfig) -> Float32:
+def fuse(
+    query: npt.NDArray[np.integer], score: Float32, first: Float64, rule: FuseConfig
+) -> Float32:
     """float32 [rows], NaN where a row has no score.
 
     query: [rows], equal for the rows of a query, which may lie apart; score: float32 [rows], the
@@ -125,7 +127,9 @@ def _shared_places(values: Float64, group: Groups) -> npt.NDArray[np.int64]:
     at = np.arange(len(order))
     opens = np.diff(its_group, prepend=-1) != 0
     fresh = opens | (np.diff(ordered, prepend=np.nan) != 0)
-    first_equal, first_of_group = (np.maximum.accumulate(np.where(m, at, 0)) for m in (fresh, opens))
+    first_equal, first_of_group = (
+        np.maximum.accumulate(np.where(m, at, 0)) for m in (fresh, opens)
+    )
     places = np.empty(len(order), np.int64)
     places[order] = first_equal - first_of_group + 1
     return places

@@ -78,7 +78,13 @@ def rerank(
         stack.enter_context(pipeline.connected(ready.config.compute))
         profiles, pools = _resolve(ready)
         described = [model.description for model in ready.models]
-        run = runs.make_run(ready.config, ready.source, described, ready.plan, profiles)
+        calibration = ready.calibration
+        digest = None if calibration is None else calibration.sha256
+        run = runs.make_run(ready.config, ready.source, described, ready.plan, profiles, digest)
+        if calibration is not None:
+            precision = run.recorded["profile"]["precision"]
+            settings = run.identity["settings"]
+            calibration.refuse_other(run.recorded["model"], settings, precision)
         with storage.reaching(ready.store.url), ready.store.locked():
             lease.refuse_lost()
             if overwrite:
@@ -240,6 +246,7 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
     described = ready.model.description.to_json()
     model = {f"rankmill.model.{k}": str(v) for k, v in described.items() if v}
     wanted = ready.config.output
+    ranking = {f"rankmill.rank.{k}": json.dumps(v) for k, v in ready.ranking.items()}
     return CommitSettings(
         store=ready.store,
         fingerprint=run.fingerprint,
@@ -250,10 +257,13 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
         min_score=wanted.min_score,
         metadata={
             **model,
+            **ranking,
             "rankmill.version": run.recorded["versions"].get("rankmill", "unknown"),
             "rankmill.run": run.fingerprint,
         },
         results=ready.config.results,
+        fuse=ready.config.rank.fuse,
+        curve=None if ready.calibration is None else ready.calibration.content.curve,
     )
 
 
@@ -286,6 +296,8 @@ def _finish(
         **{key: run.recorded[key] for key in ("model", "profile", "versions")},
         "files": [done[index].part.name for index in sorted(done)],
     }
+    if ready.ranking:
+        manifest["rank"] = ready.ranking
     if len(ready.models) > 1:
         manifest["models"] = _by_model(ready, run, pools, done)
     output.remove_scraps(ready.store)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankmill import output, pipeline, runs, schema, storage
+from rankmill import fusion, output, pipeline, runs, schema, storage
+from rankmill.calibration import StoredCalibration, read_calibration
 from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import OutputError
 from rankmill.load import Estimate, Load
@@ -15,6 +16,7 @@ from rankmill.markers import Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
 from rankmill.plan import GPU_TIMES, Plan, make_plan
+from rankmill.settings import Setting
 from rankmill.source import Source, open_source
 from rankmill.store import Store
 from rankmill.tokens import PairRules, Template
@@ -51,7 +53,7 @@ class Prepared:
     """A run that could start: everything is known but the profiles.
 
     models: in the order in which they score. stored: run.json of an earlier start; committed: its
-    shards that need not be done again.
+    shards that need not be done again. calibration: what `config.rank` names.
     """
 
     config: RunConfig
@@ -61,6 +63,13 @@ class Prepared:
     store: Store
     stored: dict[str, Any] | None
     committed: dict[int, Marker]
+    calibration: StoredCalibration | None
+
+    @property
+    def ranking(self) -> dict[str, Setting]:
+        """What the final order is made of beside the model's score; empty where of nothing."""
+        found = self.config.rank.model_dump(mode="json", include={"fuse"}, exclude_none=True)
+        return found if self.calibration is None else found | {"calibration": self.calibration.rule}
 
     @property
     def pending(self) -> list[int]:
@@ -105,6 +114,8 @@ def prepare(
     output.refuse_overlap(config.input.paths, store.url)
     source = open_source(config.input, config.storage.profile)
     carried_columns(config, source)
+    if config.rank.fuse is not None:
+        fusion.refuse_unfit(source.pair_schema, config.rank.fuse)
     with storage.reaching(store.url):
         stored = None if overwrite else runs.stored_run(store)
         if stored is None:
@@ -112,9 +123,11 @@ def prepare(
     found = _describe(config, model)
     if not any(one.takes_instruction for one in found):
         refuse_instructions(found[0], config.input.columns.instruction)
+    deciding = found[config.results.deciding - 1]
+    calibration = _read_calibration(config, deciding)
     if stored is not None:
-        identity = runs.identity_without_profile(config, source, found)
-        deciding = found[config.results.deciding - 1]
+        digest = None if calibration is None else calibration.sha256
+        identity = runs.identity_without_profile(config, source, found, digest)
         names = (str(stored["model"]["name"]), str(deciding.to_json()["name"]))
         runs.refuse_other(store, stored, identity, names=names)
     models = _models(config, found)
@@ -137,7 +150,15 @@ def prepare(
             log.warning("Computed again: %s", problem)
         if len(committed) < len(whole):
             output.refuse_strangers(store, len(whole))
-    return Prepared(config, source, models, whole, store, stored, committed)
+    return Prepared(config, source, models, whole, store, stored, committed, calibration)
+
+
+def _read_calibration(config: RunConfig, deciding: Description) -> StoredCalibration | None:
+    if config.rank.calibration is None:
+        return None
+    found = read_calibration(config.rank.calibration, config.storage.profile)
+    found.refuse_other(deciding.to_json(), config.result_settings(), None)
+    return found
 
 
 def _describe(config: RunConfig, model: Description | None) -> list[Description]:

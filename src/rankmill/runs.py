@@ -71,11 +71,18 @@ class Run:
 
 
 def identity_without_profile(
-    config: RunConfig, source: Source, models: Sequence[Description]
+    config: RunConfig,
+    source: Source,
+    models: Sequence[Description],
+    calibration: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that names a run but the profiles, as plain JSON values."""
+    """Everything that names a run but the profiles, as plain JSON values.
+
+    calibration: SHA-256 of the file that `rank.calibration` names.
+    """
     asked = list(config.scorers.values())
     return {
+        **({} if calibration is None else {"calibration": calibration}),
         "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
         # The files' order makes the shards; a mapping does not keep it.
         "order": hashlib.sha256("\n".join(file.url for file in source.files).encode()).hexdigest(),
@@ -103,14 +110,15 @@ def make_run(
     models: Sequence[Description],
     plan: Plan,
     profiles: Sequence[Profile],
+    calibration: str | None = None,
 ) -> Run:
-    """Put together what run.json holds.
+    """Put together what run.json holds. calibration: as for the identity.
 
     Of several models `model` and `profile` are those of the one whose scores rank first; all stand
     in `models` and `profiles`, by what they are called.
     """
     found = [profile.identity() for profile in profiles]
-    identity = identity_without_profile(config, source, models)
+    identity = identity_without_profile(config, source, models, calibration)
     identity["profile"] = _by_model(config, found)
     deciding = config.results.deciding - 1
     recorded: dict[str, Any] = {
@@ -187,7 +195,7 @@ def refuse_other(
     models there and here, told where the models differ.
     """
     there = {key: value for key, value in stored["identity"].items() if key != "profile"}
-    changes = list(_differences(there, identity))
+    changes = list(differences(there, identity))
     if names is not None and names[0] != names[1] and there["model"] != identity["model"]:
         changes.insert(0, f"model.name: {_shown(names[0])} -> {_shown(names[1])}")
     if changes:
@@ -199,12 +207,13 @@ def refuse_other(
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:
+    """What two records do not share, a line a value: `settings.max_length: 256 -> 512`."""
     for key in sorted(old.keys() | new.keys()):
         place = f"{where}.{key}" if where else key
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, place)
+            yield from differences(before, after, place)
         elif before != after:
             yield f"{place}: {_shown(before)} -> {_shown(after)}"
 

@@ -7,7 +7,7 @@ weight had not seen. The weight that is told in the end is the best on all of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
