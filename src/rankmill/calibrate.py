@@ -25,7 +25,8 @@ from rankmill.calibration import Calibration, Isotonic, Platt, ScoredBy, scoring
 from rankmill.errors import InputError
 from rankmill.evaluate.measures import Floats
 from rankmill.folds import FOLDS, SEED, JudgedScores, fold_queries, read_scores
-from rankmill.qrels import Ints, TableSource
+from rankmill.qrels import TableSource
+from rankmill.rank import Int32
 from rankmill.store import Store
 
 BINS = 15
@@ -168,7 +169,7 @@ def _record(ranked: str, profile: str | None) -> dict[str, Any]:
     return record
 
 
-def _pairs(scores: JudgedScores) -> tuple[Ints, Floats, Labels, int]:
+def _pairs(scores: JudgedScores) -> tuple[Int32, Floats, Labels, int]:
     """Each scored pair of a judged query once: query, score, relevance; how many are unjudged."""
     rows = np.flatnonzero(~np.isnan(scores.final))
     _, first = np.unique(scores.run.pair[rows], return_index=True)

@@ -24,7 +24,6 @@ from rankmill.errors import ConfigError
 from rankmill.rank import Float32
 from rankmill.settings import Section, Setting
 
-VERSION = 1
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -76,7 +75,7 @@ class ScoredBy(Section):
 class Calibration(Section):
     """What a file of `rankmill calibrate` holds. fitted: on what, and how good it is held out."""
 
-    rankmill_calibration: Literal[1] = VERSION
+    rankmill_calibration: Literal[1] = 1
     curve: Curve
     scored_by: ScoredBy
     fitted: dict[str, Any]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rankmill.errors import ConfigError
 from rankmill.evaluate.judged import JudgedRun, read_judged
-from rankmill.qrels import Ints, Judgements, TableSource, column_names, read_judgements
+from rankmill.qrels import Judgements, TableSource, column_names, read_judgements
 from rankmill.rank import Float32, Int32
 
 FOLDS, SEED = 5, 0
@@ -19,13 +19,13 @@ FOLDS, SEED = 5, 0
 class JudgedScores:
     """The ranked rows of judged queries, in the order of their table.
 
-    query: int64 [rows], numbers of judged queries; score: float32 [rows], NaN where there is none;
+    query: int32 [rows], numbers of judged queries; score: float32 [rows], NaN where there is none;
     missed: int32 [rows], how many of a cascade's last stages did not see the row.
     """
 
     judged: Judgements
     run: JudgedRun
-    query: Ints
+    query: Int32
     score: Float32
     missed: Int32
 
@@ -57,7 +57,8 @@ def read_scores(
         key = run.keys[stage]
         missed = np.where(np.isnan(key), 0, key - np.nanmin(key)).astype(np.int32)
     scores = (-run.keys[score]).astype(np.float32)
-    return JudgedScores(judged, run, run.query[run.pair], scores, missed)
+    query = run.query[run.pair].astype(np.int32)
+    return JudgedScores(judged, run, query, scores, missed)
 
 
 def fold_queries(queries: int, folds: int, seed: int) -> npt.NDArray[np.int64]:
