@@ -78,9 +78,9 @@ def calibrate(
     scores = read_scores(ranked, qrels, prefix=prefix, ids=ids)
     query, score, relevant, unjudged = _pairs(scores)
     # A query without rows has nothing to fit.
-    _, query = np.unique(query, return_inverse=True)
-    queries = int(query.max(initial=-1)) + 1
-    fold = fold_queries(queries, folds, seed)[query]
+    known, number_of = np.unique(query, return_inverse=True)
+    queries = len(known)
+    fold = fold_queries(queries, folds, seed)[number_of]
     predicted = np.empty(len(score))
     for number in range(folds):
         inside = fold == number
@@ -191,15 +191,17 @@ def _fit_platt(score: Floats, relevant: Labels) -> Platt:
 
     def loss(x: Floats) -> tuple[float, Floats]:
         logit = inputs @ x
-        slopes = inputs.T @ (special.expit(logit) - target)
-        return float((np.logaddexp(0, logit) - target * logit).sum()), slopes
+        slopes = inputs.T @ (special.expit(logit) - target) / len(score)
+        return float((np.logaddexp(0, logit) - target * logit).mean()), slopes
 
     def curvature(x: Floats) -> Floats:
         given = special.expit(inputs @ x)
-        return np.asarray((inputs * (given * (1 - given))[:, None]).T @ inputs)
+        return np.asarray((inputs * (given * (1 - given))[:, None]).T @ inputs / len(score))
 
     start = np.array([0.0, np.log(hits / others)])
-    found = optimize.minimize(loss, start, jac=True, hess=curvature, method="trust-exact")
+    found = optimize.minimize(
+        loss, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-9}
+    )
     slope = found.x[0] / spread
     return Platt(slope=float(slope), intercept=float(found.x[1] - slope * middle))
 
