@@ -7,11 +7,14 @@ weight had not seen. The weight that is told in the end is the best on all of th
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from rankmill import runs, storage
 from rankmill.evaluate.measures import Floats, Lists, measure, parse
 from rankmill.evaluate.significance import TESTS, compare
 from rankmill.folds import FOLDS, SEED, JudgedScores, fold_queries, read_scores
@@ -19,6 +22,9 @@ from rankmill.fusion import fuse
 from rankmill.qrels import Ints, TableSource
 from rankmill.rank import rank_rows
 from rankmill.rank_settings import FuseConfig, Method
+from rankmill.store import Store
+
+log = logging.getLogger("rankmill")
 
 METRIC = "ndcg@10"
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
@@ -76,13 +82,14 @@ def tune(
     """Try weights from 0 to 1 on the scores and the column of a ranked table.
 
     ranked, qrels, prefix, ids: as `evaluate` takes them; the table must hold `{prefix}score` and
-    whole candidate lists, for what was cut (`output.top_k`) would have counted in every scale.
-    metric: the measure to be raised. Of weights that are equally good the one nearest to half is
+    whole candidate lists, for what was cut (`output.top_k`) would have counted in every scale: of
+    an output folder that was, a warning says so. metric: the measure to be raised. Of weights that are equally good the one nearest to half is
     taken.
 
     Raises `ConfigError` and `InputError` as `evaluate` does, and for folds without queries.
     """
     one = parse([metric])
+    _warn_of_cuts(ranked)
     rule = FuseConfig(column=column, method=method, k=k)
     scores = read_scores(ranked, qrels, prefix=prefix, ids=ids, columns=(column,))
     by_weight: Floats = np.column_stack(
@@ -121,6 +128,21 @@ def tune(
         cross_validated=float(held_out.mean()),
         against=against,
     )
+
+
+def _warn_of_cuts(ranked: TableSource) -> None:
+    if not (isinstance(ranked, str | Path) and storage.is_folder(str(ranked))):
+        return
+    stored = runs.stored_run(Store(str(ranked)))
+    made = {} if stored is None else stored["config"]["output"]
+    cut = [f"output.{name}" for name in ("top_k", "min_score") if made.get(name) is not None]
+    if cut:
+        log.warning(
+            "%s was cut by %s: what is missing counts in a run's scales, and not in these. Tune on "
+            "a run without it.",
+            ranked,
+            " and ".join(cut),
+        )
 
 
 def replace_weight(rule: FuseConfig, weight: float) -> FuseConfig:
