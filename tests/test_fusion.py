@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from conftest import make_pairs
 from rankmill import plan
-from rankmill.commit import finish_shard
+from rankmill.calibration import Platt
+from rankmill.commit import CommitSettings, finish_shard
 from rankmill.config import load_config
+from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, InputError
 from rankmill.fusion import first_stage, fuse, refuse_unfit
 from rankmill.job import rerank
@@ -164,13 +167,27 @@ def test_a_weight_is_not_tuned_inside_a_run() -> None:
 # Commits and runs
 
 
+def part_of(envelope: Envelope, wanted: CommitSettings) -> pa.Table:
+    made = finish_shard(envelope, wanted)
+    return pq.read_table(pa.BufferReader(made.contents["part-00000.parquet"]))
+
+
 def test_what_a_cascades_last_stage_did_not_see_stands_below_without_a_fused_score() -> None:
-    query, score = np.zeros(4, np.int32), np.array([1, 9, 2, 8], np.float32)
-    missed = np.array([0, 1, 0, 1], np.int32)
-    nan = np.float32(np.nan)
-    both = fuse(query, np.where(missed, nan, score), np.array([5.0, 0, 1, 7]), rule(weight=0.2))
-    assert np.isnan(both).tolist() == [False, True, False, True]
-    assert rank_rows(query, score, missed=missed, fused=both).rows.tolist() == [0, 2, 1, 3]
+    table = make_pairs(1, 4).append_column("bm25", pa.array([5.0, 7.0, 3.0, 99.0]))
+    texts = list(zip(table["query"].to_pylist(), table["document"].to_pylist()))
+    first = scored(read_rows(table), dict(zip(texts, [9.0, 8.0, 6.0, 7.0])))
+    last = scored(read_rows(table), dict(zip(texts, [1.0, 2.0])), depth=2)
+    both = replace(first.for_next_model(), facts=last.facts, pairs=last.pairs, scores=last.scores)
+    wanted = commit_settings(
+        results=Results(stages=2, fused=True, probability=True),
+        fuse=rule(weight=0.2),
+        curve=Platt(slope=1.0, intercept=0.0),
+    )
+    part = part_of(both, wanted)
+    assert part["doc_id"].to_pylist() == ["d0000-001", "d0000-000", "d0000-003", "d0000-002"]
+    assert part["rerank_fused"].to_pylist() == [1.0, 0.0, None, None]
+    assert part["rerank_score"].to_pylist() == [2.0, 1.0, 7.0, 6.0]
+    assert part["rerank_probability"].null_count == 2
 
 
 def test_cuts_are_by_the_fused_order_and_by_the_models_score() -> None:
@@ -178,16 +195,12 @@ def test_cuts_are_by_the_fused_order_and_by_the_models_score() -> None:
     texts = zip(table["query"].to_pylist(), table["document"].to_pylist())
     envelope = scored(read_rows(table), dict(zip(texts, [-3.0, 2.0, 1.0, 0.0])))
     wanted = commit_settings(results=Results(fused=True), fuse=rule(weight=0.4), top_k=3)
-    marker = finish_shard(envelope, wanted)
-    part = pq.read_table(pa.BufferReader(marker.contents["part-00000.parquet"]))
+    part = part_of(envelope, wanted)
     # Fused: 0.6, 0.4, 0.32, 0.24 + 0.525; the last of the four is cut.
     assert part["rerank_fused"].to_pylist() == pytest.approx([0.765, 0.6, 0.4])
     assert part["rerank_score"].to_pylist() == [0.0, -3.0, 2.0]
     wanted = commit_settings(results=Results(fused=True), fuse=rule(weight=0.4), min_score=0.0)
-    part = pq.read_table(
-        pa.BufferReader(finish_shard(envelope, wanted).contents["part-00000.parquet"])
-    )
-    assert part["rerank_rank"].to_pylist() == [1, 3, 4]
+    assert part_of(envelope, wanted)["rerank_rank"].to_pylist() == [1, 3, 4]
 
 
 def test_a_run_writes_the_fused_order_its_rule_and_after_a_loss_the_same_bytes(

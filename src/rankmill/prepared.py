@@ -67,7 +67,7 @@ class Prepared:
 
     @property
     def ranking(self) -> dict[str, Setting]:
-        """What the order and the probabilities are made of beside scores; empty where of nothing."""
+        """What makes the order and probabilities beside the scores; empty where nothing does."""
         found = self.config.rank.model_dump(mode="json", include={"fuse"}, exclude_none=True)
         return found if self.calibration is None else found | {"calibration": self.calibration.rule}
 

@@ -83,8 +83,8 @@ def tune(
 
     ranked, qrels, prefix, ids: as `evaluate` takes them; the table must hold `{prefix}score` and
     whole candidate lists, for what was cut (`output.top_k`) would have counted in every scale: of
-    an output folder that was, a warning says so. metric: the measure to be raised. Of weights that are equally good the one nearest to half is
-    taken.
+    an output folder that was, a warning says so. metric: the measure to be raised. Of weights that
+    are equally good the one nearest to half is taken.
 
     Raises `ConfigError` and `InputError` as `evaluate` does, and for folds without queries.
     """
