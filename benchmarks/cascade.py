@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from machine import describe_machine
-from rankmill import evaluate, job, pipeline, storage
+from rankmill import cluster, evaluate, job, storage
 from rankmill.config import ComputeConfig, load_config
 from rankmill.settings import Setting
 
@@ -133,7 +133,7 @@ def main() -> None:
         pq.write_table(table.filter(pc.equal(table["query_id"], table["query_id"][0])), one)
         judged = storage.read_table(qrels)
         judged = judged.filter(pc.is_in(judged["query_id"], table["query_id"].unique()))
-        with pipeline.connected(ComputeConfig()):
+        with cluster.connected(ComputeConfig()):
             for name, models in ways.items():
                 output = Path(folder, name.replace(" ", "-"))
                 first = run(one, Path(folder, f"first-{output.name}"), models)

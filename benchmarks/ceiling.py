@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankmill import job, pipeline
+from rankmill import cluster, job
 from rankmill.config import ComputeConfig, load_config
 from stand_in import StandIn
 
@@ -84,7 +84,7 @@ def main() -> None:
         )
         maker.start()
         maker.join()
-        with pipeline.connected(ComputeConfig()):
+        with cluster.connected(ComputeConfig()):
             for part in (4, 1):
                 found = run(root / "in", root / f"out{part}", arguments.rows // part)
                 print(json.dumps({key: round(value, 1) for key, value in found.items()}))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from machine import describe_machine
-from rankmill import job, pipeline
+from rankmill import cluster, job
 from rankmill.config import ComputeConfig, load_config
 from rankmill.prepared import prepare
 from stand_in import StandIn
@@ -75,7 +75,7 @@ def main() -> None:
         write_lists(root / "one" / "c.parquet", 1, 1, 1)
         write_lists(root / "many" / "c.parquet", arguments.shards, 10, 1000)
         write_lists(root / "groups" / "c.parquet", arguments.row_groups, 4, 4)
-        with pipeline.connected(ComputeConfig()):
+        with cluster.connected(ComputeConfig()):
             first = run(root / "one", root / "out-first", StandIn())
             second = run(root / "one", root / "out-second", StandIn())
             print(f"a run of one pair: {first:.1f} s, again {second:.1f} s")

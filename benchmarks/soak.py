@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from machine import describe_machine
-from rankmill import job, pipeline, plan
+from rankmill import cluster, job, plan
 from rankmill.config import ComputeConfig, load_config
 
 _CANDIDATES = 20
@@ -244,7 +244,7 @@ def main() -> None:
     sampler = Sampler(temporary)
     started = time.monotonic()
     try:
-        with pipeline.connected(ComputeConfig()):
+        with cluster.connected(ComputeConfig()):
             make_input(root / "first.parquet", 100)
             run(root / "first.parquet", root / "warm", 20)
             few, many = (run(root / "first.parquet", root / f"first-{n}", n) for n in (20, 100))

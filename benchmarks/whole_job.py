@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 import random_models
 from machine import describe_machine
-from rankmill import Scorer, job, pipeline
+from rankmill import Scorer, cluster, job
 from rankmill.config import ComputeConfig, load_config
 from rankmill.progress import Progress
 
@@ -115,7 +115,7 @@ def main() -> None:
         started = time.perf_counter()
         scorer.score(pairs)
         bare = len(pairs) / (time.perf_counter() - started)
-        with pipeline.connected(ComputeConfig()):
+        with cluster.connected(ComputeConfig()):
             manifest = rankmill_job(root / "all.parquet", root / "out", model, arguments.max_length)
             seconds = naive(
                 root / "some.parquet", root / "naive", model, arguments.max_length,

@@ -262,8 +262,3 @@ def output_is_a_file(folder: Path) -> Settings:
     write(folder / "a.parquet")
     (folder.parent / "out").write_text("a file")
     return None
-
-
-def lists_apart(folder: Path) -> Settings:
-    write(folder / "a.parquet", PAIRS | {"query_id": ["a", "b", "a", "b"]})
-    return None

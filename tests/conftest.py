@@ -79,6 +79,7 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
         logging_level="error",
+        _system_config={"metrics_report_interval_ms": 2_000},
     )
     yield
     ray.shutdown()

@@ -243,7 +243,6 @@ REFUSED = [
         id="document twice in nested rows",
     ),
     # Order and places
-    row(bad.lists_apart, "lie apart", "row 2", id="lists that lie apart"),
     row(bad.output_at("out"), "lie inside each other", id="output inside the input"),
     row(bad.output_at(".", "below"), "lie inside each other", id="input inside the output"),
     row(bad.output_at("a.parquet", "a.parquet"), "lie inside each other", id="output is the input"),

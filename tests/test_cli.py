@@ -177,7 +177,6 @@ def broken(candidates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     table("no_document", query=["q"], doc_id=["d"], body=["text"])
     table("numbers", query=[1], doc_id=["d"], document=["text"])
     table("ranked", query=["q"], doc_id=["d"], document=["text"], rerank_score=[1.0])
-    table("apart", query=["a", "b", "a"], doc_id=["d"] * 3, document=["x", "y", "z"])
     (folder / "misspelt.yaml").write_text("outptu: {path: x}")
     (folder / "broken.yaml").write_text("input: [")
     (folder / "foreign").mkdir()
@@ -209,7 +208,6 @@ MISTAKES = [
     ),
     ("--input {folder}/numbers " + OUT, ["numbers/a.parquet", "column query", "int64"]),
     ("--input {folder}/ranked " + OUT, ["rerank_score", "output.column_prefix"]),
-    ("--input {folder}/apart " + OUT, ["lie apart", "row 0", "row 2", "Sort"]),
     (
         "--input {folder}/good.parquet --output {out} --model nobody/nothing",
         ["nobody/nothing", "local folder"],

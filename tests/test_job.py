@@ -309,12 +309,6 @@ def test_what_the_input_does_not_have_is_named(
         prepare(job.config(path, **settings))
 
 
-def test_a_list_that_lies_apart_is_refused(job: Job, write_pairs: Write) -> None:
-    table = make_pairs(2, 2).take([0, 2, 1, 3])
-    with pytest.raises(InputError, match="query_id of row 0 comes again at row 2"):
-        prepare(job.config(write_pairs(table)))
-
-
 def test_output_inside_input_is_refused(job: Job, write_pairs: Write) -> None:
     write_pairs(make_pairs(1, 1))
     folder = job.folder / "input"

@@ -53,3 +53,5 @@ def test_a_notebook_runs(path, tiny_model, tmp_path, monkeypatch):
     client.execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    shown = [str(output.get("data", {})) for cell in code for output in cell.outputs]
+    assert any(re.search(r"\b(\d+)/\1 shards", text) for text in shown), "no progress was shown"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,7 +19,7 @@ from ray.data._internal.logical.optimizers import get_execution_plan
 from ray.exceptions import WorkerCrashedError
 
 from conftest import make_pairs
-from rankmill import pipeline, plan
+from rankmill import cluster, pipeline, plan
 from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError, RunFailed
 from rankmill.job import _stage_settings
@@ -53,14 +54,14 @@ def prepared(
     )
 
 
-def dataset(ready: Prepared, workers: int = 2) -> ray.data.Dataset:
+def dataset(ready: Prepared, workers: int = 2, **reserved: Any) -> ray.data.Dataset:
     profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
     compute = ComputeConfig(workers=workers)
-    pool = size_pool(compute, "cpu", profile.threads, pipeline.capacity())
+    pool = size_pool(compute, "cpu", profile.threads, cluster.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
     bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
     (settings,) = _stage_settings(ready, [profile])
-    return pipeline.graph(source, [(settings, pool)], bounds)
+    return pipeline.graph(source, [(settings, replace(pool, **reserved))], bounds)
 
 
 def test_stages_are_not_fused(prepared: Prepared) -> None:
@@ -156,20 +157,90 @@ def test_actors_on_gpus_leave_half_the_cpus_to_tokenizing(cpus: int, share: floa
     assert cpus - pool.workers * pool.cpus >= max(cpus / 2, 0.9)
 
 
-def test_every_actor_of_a_pool_on_parts_of_gpus_starts() -> None:
+def test_actors_are_as_many_as_the_nodes_memory_holds() -> None:
+    found = Capacity((8.0, 8.0), (4.0, 4.0), ("a", "b"), (5e9, 1e9))
+    compute = ComputeConfig(memory=2_000_000_000)
+    assert size_pool(compute, "cuda", 1, found).workers == 2
+    assert size_pool(compute, "cpu", 1, found).workers == 2
+    with pytest.raises(ConfigError, match=r"3 workers of 2,000,000,000 bytes.* holds 2"):
+        size_pool(compute.model_copy(update={"workers": 3}), "cpu", 1, found)
+    with pytest.raises(ConfigError, match=r"the largest node has 5,000,000,000"):
+        size_pool(ComputeConfig(memory=6_000_000_000), "cpu", 1, found)
+
+
+@pytest.mark.parametrize(
+    ("selector", "nodes"),
+    [
+        ("h100", ("a",)),
+        ("!h100", ("b", "c")),
+        ("in(h100, l4)", ("a", "b")),
+        ("!in(h100,l4)", ("c",)),
+        ("a100", ()),
+    ],
+)
+def test_labels_select_the_nodes_that_score(selector: str, nodes: tuple[str, ...]) -> None:
+    labels = ({"gpu": "h100"}, {"gpu": "l4"}, {})
+    found = Capacity((8.0, 4.0, 2.0), (1.0, 1.0, 0.0), ("a", "b", "c"), (1.0,) * 3, labels)
+    assert found.of({"gpu": selector}).node_ids == nodes
+
+
+def test_labels_that_no_node_has_are_named() -> None:
+    found = Capacity((8.0,), (0.0,), ("a",), (1.0,), ({},))
+    compute = ComputeConfig(labels={"gpu": "h100"})
+    with pytest.raises(ConfigError, match="no node with gpu: h100"):
+        size_pool(compute, "cpu", 1, found.of(compute.labels))
+
+
+def test_a_selector_that_ray_would_not_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"compute\.labels.*gpu must be a value, !value"):
+        load_config(
+            overrides={
+                **{"input.path": "a", "output.path": "b", "model.name": "demo"},
+                "compute.labels": {"gpu": "in(h100"},
+            }
+        )
+
+
+def test_scoring_actors_are_held_to_memory_and_labels(prepared: Prepared) -> None:
+    chosen = {"gpu": "!in(l4)"}
+    actors = dataset(prepared, memory=1 << 20, labels=chosen)
+    with DataContext.current(pipeline.run_context()):
+        physical, _ = get_execution_plan(actors._logical_plan)
+    options = physical.dag._ray_remote_args
+    assert (options["memory"], options["label_selector"]) == (1 << 20, chosen)
+
+
+def test_gpus_that_do_not_come_are_waited_for_and_then_done_without_or_missed(
+    ray_cluster: None,
+) -> None:
+    found = cluster.scoring_capacity(ComputeConfig(wait_seconds=1))
+    assert choose_device(ComputeConfig(), found) == "cpu"
+    with pytest.raises(ConfigError, match="have 0 at most"):
+        choose_device(ComputeConfig(device="cuda"), found)
+
+
+def test_a_pool_on_parts_of_gpus_waits_for_its_nodes_and_starts_there() -> None:
     ask = """
+import threading
 import ray
-from rankmill import pipeline
+from ray.cluster_utils import Cluster
+from rankmill.cluster import scoring_capacity
 from rankmill.config import ComputeConfig
 from rankmill.pool import choose_device, size_pool
 
-ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
-compute = ComputeConfig(gpus_per_worker=0.4)
-found = pipeline.capacity()
-assert choose_device(compute, found) == "cuda"
-pool = size_pool(compute, "cuda", 1, found)
+nodes = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+ray.init(nodes.address)
+labels = {"kind": "in(a, b)"}
+compute = ComputeConfig(gpus_per_worker=0.4, workers=4, labels=labels, wait_seconds=90)
+found = []
+waiting = threading.Thread(target=lambda: found.append(scoring_capacity(compute)))
+waiting.start()
+nodes.add_node(num_cpus=2, num_gpus=2, labels={"kind": "a"})
+waiting.join()
+assert choose_device(compute, found[0]) == "cuda"
+pool = size_pool(compute, "cuda", 1, found[0])
 
-@ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)
+@ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, label_selector=dict(pool.labels))
 class Actor:
     def which(self):
         return ray.get_gpu_ids()[0]
@@ -177,7 +248,11 @@ class Actor:
 actors = [Actor.remote() for _ in range(pool.workers)]
 print("on", sorted(ray.get([actor.which.remote() for actor in actors], timeout=60)))
 """
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    # A cluster with tokens would write one into the user's home.
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=False, env=environment
+    )
     assert "on [0, 0, 1, 1]" in done.stdout, done.stderr
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from transformers import AutoTokenizer
 
 from own_scorers import SECRET, SeveralAtOnce
@@ -101,6 +102,13 @@ def config(path: str, model: Path, output: Path) -> Any:
     return load_config(overrides=values)
 
 
+def worker_log_lines() -> list[dict[str, Any]]:
+    """What workers of the session's cluster have said, as far as it is of rankmill."""
+    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs")
+    lines = [line for file in logs.glob("worker-*.err") for line in file.open(errors="replace")]
+    return [json.loads(line) for line in lines if line.startswith('{"time"')]
+
+
 def test_poison_rows_are_left_out_and_all_others_are_scored(
     folder, ray_cluster, write_pairs, tmp_path, monkeypatch
 ):
@@ -114,6 +122,9 @@ def test_poison_rows_are_left_out_and_all_others_are_scored(
     model = folder(shear="exit", plate="error", transfer="hang", boundary="memory", flow="nan")
     path = write_pairs(table(documents, [QUERY, "which list", "what heads a list"]))
     result = job.rerank(config(path, model, tmp_path / "out"))
+
+    apart = [line for line in worker_log_lines() if "is scored apart" in line["message"]]
+    assert (result.manifest["fingerprint"], 0) in {(line["run"], line["shard"]) for line in apart}
 
     private = Path(result.output) / "_rankmill"
     lost = {}

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,8 @@ QUERIES, CANDIDATES, SHARD_PAIRS = 24, 5, 40
 
 # Only the driver plans.
 DRIVER = f"from rankmill import cli, plan; plan.SHARD_PAIRS = {SHARD_PAIRS}; cli.main()"
+# Every table counts as large.
+JOIN = "from rankmill import partitions as p; p.BROADCAST_BYTES, p.PARTITION_BYTES = 100, 3000"
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Server:
 
 # moto checks no signature, and what does not depend on the server is asked of one.
 only_nanio = pytest.mark.parametrize("server", ["nanio"], indirect=True)
+only_moto = pytest.mark.parametrize("server", ["moto"], indirect=True)
 
 
 def free_port() -> int:
@@ -168,9 +172,11 @@ def local_run(
     return source, output
 
 
-def rankmill(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+def rankmill(
+    environment: dict[str, str], *arguments: object, driver: str = DRIVER
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *map(str, arguments)],
+        [sys.executable, "-c", driver, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
@@ -248,6 +254,44 @@ def test_an_export_from_bucket_to_bucket_is_the_one_on_disk(server, s3_run, loca
         there = pq.read_table(pa.BufferReader(fs.cat_file(f"bucket/training/{name}")))
         assert there.equals(pq.read_table(tmp_path / "training" / name))
     assert fs.exists("bucket/training/_SUCCESS")
+
+
+@only_nanio
+def test_texts_come_by_id_to_lists_that_lie_apart(server, local_run, tiny_model, tmp_path):
+    fs, pairs = server.filesystem(), make_pairs(QUERIES, CANDIDATES)
+    queries = pairs.group_by(["query_id", "query"]).aggregate([])
+    random = np.random.default_rng(0).permutation(len(pairs))
+    tables = {
+        "candidates": pairs.select(["query_id", "doc_id"]).take(random),
+        "queries": queries.rename_columns(["query_id", "query"]),
+        "corpus": pairs.select(["doc_id", "document"]),
+    }
+    for name, table in tables.items():
+        with fs.open(f"bucket/ids/{name}/a.parquet", "wb") as file:
+            pq.write_table(table, file, row_group_size=50)
+    url = "s3://bucket/ids"
+    texts = {"layout": "ids", "queries": f"{url}/queries", "documents": f"{url}/corpus"}
+    command = ["rerank", "--input", f"{url}/candidates", "--output", f"{url}/out", "--json"]
+    command += ["--model", tiny_model("bert"), "--set", "compute.workers=1"]
+    for name, value in texts.items():
+        command += ["--set", f"input.{name}={value}"]
+    done = rankmill(server.environment(tmp_path), *command, driver=f"{JOIN}; {DRIVER}")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    found = json.loads(done.stdout)
+    assert found["rows_out"] == found["staging"]["sorted"]["rows"] == QUERIES * CANDIDATES
+    assert found["staging"]["documents"]["strategy"] == "hash join in 6 partition(s)"
+    folders = {path.removeprefix("bucket/ids/").split("/")[0] for path in fs.find("bucket/ids")}
+    assert folders == {"candidates", "queries", "corpus", "out"}, "the staging folder is gone"
+    columns = ["query_id", "doc_id", "rerank_score"]
+    there = [
+        pq.read_table(pa.BufferReader(fs.cat_file(f"bucket/ids/out/{n}"))) for n in found["files"]
+    ]
+    ranked = [pa.concat_tables(there), pq.read_table(local_run[1])]
+    here, there = (t.select(columns).sort_by("doc_id").to_pandas() for t in ranked)
+    assert here["doc_id"].tolist() == there["doc_id"].tolist()
+    # Other shards, other batches: in bf16 a score moves with the pairs beside it.
+    np.testing.assert_allclose(here["rerank_score"], there["rerank_score"], atol=0.02)
 
 
 @only_nanio
@@ -520,6 +564,37 @@ def test_a_silent_endpoint_is_given_up_within_seconds(reached):
         with pytest.raises(InputError, match="s3://bucket/in cannot be read"):
             storage.list_files(["s3://bucket/in"])
         assert time.monotonic() - started < 30
+
+
+# What else s3fs can be told, each node by its own environment
+
+
+def by_another_process(environment: dict[str, str], program: str) -> str:
+    program = f"from rankmill.store import Store; {program}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@only_moto
+def test_the_environment_asks_for_encryption_by_the_server(server, tmp_path):
+    asked = {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "ours"}}
+    environment = server.environment(tmp_path, FSSPEC_S3=json.dumps(asked))
+    by_another_process(environment, "Store('s3://bucket/kms').write('part', b'rows')")
+    head = server.filesystem().call_s3("head_object", Bucket="bucket", Key="kms/part")
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "ours")
+
+
+@only_moto
+def test_the_environment_asks_without_credentials(server, tmp_path):
+    server.filesystem().pipe_file("bucket/public/part", b"rows", ACL="public-read")
+    environment = server.environment(tmp_path, FSSPEC_S3='{"anon": true}')
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del environment[name]
+    asked = "print(Store('s3://bucket/public').read('part').decode())"
+    assert by_another_process(environment, asked) == "rows"
 
 
 # Models

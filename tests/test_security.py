@@ -285,10 +285,10 @@ import json, os, sys
 os.umask(0o077)
 import grpc, psutil, ray
 import rankmill
-from rankmill import pipeline
+from rankmill import cluster
 
 config = rankmill.load_config(sys.argv[1])
-with pipeline.connected(config.compute):
+with cluster.connected(config.compute):
     rankmill.rerank(config)
     me = psutil.Process()
     processes = [me, *me.children(recursive=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,8 @@ from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate_command import evaluate_command
 from rankmill.export_command import export_command
 from rankmill.models.presets import presets
+from rankmill.nightly import read_date
+from rankmill.nightly_command import nightly_command
 from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
 from rankmill.report import draw_report
@@ -49,6 +50,9 @@ LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting: a.b=value. May be repeated.")
 ]
+DateOption = Annotated[
+    str | None, typer.Option("--date", help="Takes the place of {date} in the settings.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Remove an old run first.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Machine-readable; nothing else on stdout.")
@@ -60,9 +64,11 @@ def settings(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; goes with every command.")
     ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Messages as JSON lines; goes with every command.")
+    ] = False,
 ) -> None:
-    """Set up what every command needs. `--debug` is taken out by `main`, wherever it stands."""
-    console.set_up_logging()
+    """What goes with every command; `main` takes it out, wherever it stands."""
 
 
 @app.command()
@@ -96,6 +102,7 @@ def rerank(
     top_k: TopKOption = None,
     limit: LimitOption = None,
     set_: SetOption = None,
+    date: DateOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,9 +112,9 @@ def rerank(
 
       rankmill rerank --input candidates.parquet --output ranked/ --model demo
 
-      rankmill rerank configs/nightly.yaml --set output.top_k=20
+      rankmill rerank configs/s3.yaml --set output.top_k=20
     """
-    wanted = _config(config, input_, output, model, top_k, limit, set_)
+    wanted = _config(config, input_, output, model, top_k, limit, set_, date)
     with console.own_stdout() as stdout:
         with console.progress() as tell:
             result = job.rerank(wanted, overwrite=overwrite, listener=tell)
@@ -126,6 +133,7 @@ def plan(
     top_k: TopKOption = None,
     limit: LimitOption = None,
     set_: SetOption = None,
+    date: DateOption = None,
     overwrite: OverwriteOption = False,
     rate: Annotated[float | None, typer.Option(help="Pairs/s, to estimate the time.")] = None,
     as_json: JsonOption = False,
@@ -134,9 +142,9 @@ def plan(
 
     [bold]Example[/]
 
-      rankmill plan configs/nightly.yaml --rate 250
+      rankmill plan configs/nightly.yaml --date today --rate 250
     """
-    wanted = _config(config, input_, output, model, top_k, limit, set_)
+    wanted = _config(config, input_, output, model, top_k, limit, set_, date)
     with console.own_stdout() as stdout:
         facts = console.plan_facts(prepare(wanted, overwrite=overwrite), rate)
         if as_json:
@@ -159,12 +167,10 @@ def status(
       rankmill status ranked/ --verify
     """
     found = read_status(output, profile, verify)
-    out = Console()
-    out.print(console.status_table(found))
-    while watch and found.running:
-        time.sleep(2)
-        found = read_status(output, profile)
-        out.print(console.status_table(found))
+    if watch and found.running:
+        found = console.watch_status(found, lambda: read_status(output, profile))
+    else:
+        Console().print(console.status_table(found))
     if found.damaged:
         raise typer.Exit(1)
 
@@ -195,6 +201,7 @@ app.command("tune")(tune_command)
 app.command("calibrate")(calibrate_command)
 app.command("compare")(compare_command)
 app.command("export")(export_command)
+app.command("nightly")(nightly_command)
 app.command("quantize")(quantize_command)
 
 
@@ -259,6 +266,7 @@ def _config(
     top_k: int | None,
     limit: int | None,
     set_: list[str] | None,
+    date: str | None,
 ) -> RunConfig:
     """The configuration that a command's arguments mean; `--set` wins over the other flags."""
     flags: dict[str, Setting] = {
@@ -279,13 +287,14 @@ def _config(
             "Nothing to do: neither a configuration file nor --input and --output were given.",
             "rankmill rerank --help shows examples.",
         )
-    return load_config(path, overrides)
+    return load_config(path, overrides, None if date is None else read_date(date))
 
 
 def main() -> None:
     """The `rankmill` command."""
     sys.excepthook = console.show_traceback
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [one for one in sys.argv[1:] if one not in ("--debug", "--log-json")]
+    console.set_up_logging(as_json="--log-json" in sys.argv)
     try:
         _refuse_credentials(arguments)
         app(arguments)

@@ -27,7 +27,7 @@ from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, ModelCost, Wr
 from rankmill.outcome import Outcome
 from rankmill.rank_settings import FuseConfig
 from rankmill.results import ONE_MODEL, Results
-from rankmill.schema import ORIGIN_ROW
+from rankmill.schema import MISSING, ORIGIN_ROW
 from rankmill.store import Store
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ _WRITE_ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class CommitSettings:
-    """What every commit of a run needs. `columns`: the input columns that are written; `results`:
-    those that the run adds; `fuse`, `curve`: how two of them are made, where it adds them."""
+    """What every commit of a run needs.
+
+    columns: the input columns that are written; results: those that the run adds; fuse, curve: how
+    two of them are made, where it adds them. joined: those that other tables gave, by id.
+    """
 
     store: Store
     fingerprint: str
@@ -53,6 +56,7 @@ class CommitSettings:
     results: Results = ONE_MODEL
     fuse: FuseConfig | None = None
     curve: Curve | None = None
+    joined: tuple[str, ...] = ()
 
 
 class ShardSink(Datasink[int]):
@@ -149,7 +153,7 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         (f"{SCORES}/{number}.arrow", stored.num_rows, _arrow(stored)),
     ]
     if len(bad):
-        quarantined = _quarantine(envelope.rows, bad, reason[bad])
+        quarantined = _quarantine(envelope.rows, bad, reason[bad], settings.joined)
         files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
 
     scored_rows = int(np.sum(pair[kept] >= 0))
@@ -235,12 +239,19 @@ def _part(
     return part.replace_schema_metadata(dict(settings.metadata))
 
 
-def _quarantine(table: pa.Table, bad: npt.NDArray[np.int64], reason: npt.NDArray[Any]) -> pa.Table:
+def _quarantine(
+    table: pa.Table,
+    bad: npt.NDArray[np.int64],
+    reason: npt.NDArray[Any],
+    joined: tuple[str, ...],
+) -> pa.Table:
     """The rows as they came, with `reason`, `origin_file` and `origin_row` (in that file)."""
     chosen = table.take(pa.array(bad))
     origin = chosen.column(ORIGIN_ROW).to_numpy()
     urls, numbers = _origins(table, origin)
-    chosen = chosen.drop_columns([ORIGIN_ROW]).replace_schema_metadata(None)
+    added = {ORIGIN_ROW, MISSING, *joined}
+    chosen = chosen.select([name for name in chosen.column_names if name not in added])
+    chosen = chosen.replace_schema_metadata(None)
     for name, values in (
         ("reason", pa.array(reason.tolist(), pa.string())),
         ("origin_file", pa.array(urls, pa.string())),

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from rankmill import labels
 from rankmill.errors import ConfigError
 from rankmill.rank_settings import RankConfig
 from rankmill.results import (
@@ -21,7 +22,17 @@ from rankmill.results import (
     refuse_wrong_cuts,
     refuse_wrong_ranking,
 )
-from rankmill.settings import Name, PositiveInt, Section, Setting, put, read_section, read_yaml
+from rankmill.settings import (
+    DATE,
+    Name,
+    PositiveInt,
+    Section,
+    Setting,
+    fill_date,
+    put,
+    read_section,
+    read_yaml,
+)
 
 CONTRACT_VERSION = 1
 
@@ -35,6 +46,7 @@ _SIGNED = re.compile(
 # Ends a column's name, and is a key in a file and after `--set`.
 ColumnSuffix = Annotated[str, StringConstraints(pattern=r"^[\w-]+$", max_length=64)]
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
+Paths = Name | Annotated[list[Name], Field(min_length=1)]
 Slopes = Literal["standard", "halved"]
 AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -60,10 +72,15 @@ class ColumnNames(Section):
 
 
 class InputConfig(Section):
-    """Where the candidates are and how they are laid out (DESIGN: input)."""
+    """Where the candidates are and how they are laid out (DESIGN: input).
 
-    path: Name | Annotated[list[Name], Field(min_length=1)]
-    layout: Literal["auto", "pairs", "nested"] = "auto"
+    queries, documents: with `layout: ids`, the tables that hold the texts, under the same ids.
+    """
+
+    path: Paths
+    layout: Literal["auto", "pairs", "nested", "ids"] = "auto"
+    queries: Paths | None = None
+    documents: Paths | None = None
     columns: ColumnNames = ColumnNames()
     depth: PositiveInt | None = None
     limit: PositiveInt | None = Field(None, description="only the first N queries")
@@ -71,10 +88,36 @@ class InputConfig(Section):
         8 << 20, description="longer queries and documents go to quarantine"
     )
 
+    @model_validator(mode="after")
+    def _of_one_layout(self) -> Self:
+        tables = {"queries": self.queries, "documents": self.documents}
+        if self.layout != "ids":
+            given = [name for name, path in tables.items() if path is not None]
+            if given:
+                raise ValueError(f"{given[0]} belongs to layout: ids, but layout is {self.layout}")
+            return self
+        missing = [name for name, path in tables.items() if path is None]
+        if missing:
+            raise ValueError(f"layout: ids needs {' and '.join(missing)}, where the texts are")
+        for name in ("query_id", "doc_id"):
+            if getattr(self.columns, name) is None:
+                raise ValueError(f"layout: ids joins by ids, so columns.{name} cannot be null")
+        return self
+
     @property
     def paths(self) -> list[str]:
         """The input paths, always as a list."""
-        return [self.path] if isinstance(self.path, str) else list(self.path)
+        return _as_list(self.path)
+
+    @property
+    def all_paths(self) -> dict[str, list[str]]:
+        """Every setting that names input files, and its paths."""
+        given = {"path": self.path, "queries": self.queries, "documents": self.documents}
+        return {name: _as_list(paths) for name, paths in given.items() if paths is not None}
+
+
+def _as_list(paths: str | list[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)
 
 
 class OutputConfig(Section):
@@ -159,7 +202,11 @@ class StageConfig(ModelConfig):
 class ComputeConfig(Section):
     """Where the run takes place and how much of the cluster it takes.
 
-    workers: scoring actors, of all models of the run together, but at least one of each.
+    workers: scoring actors, of all models of the run together, but at least one of each. labels:
+    Ray label selectors of the nodes that score (`{ray.io/accelerator-type: in(H100, L4)}`; a value,
+    `!value`, `in(…)` or `!in(…)`). wait_seconds: how long to wait for GPUs that are still to start,
+    until `workers` fit (auto: one). Then device auto makes do with what is there, CPUs if no GPU
+    is, and cuda is an error if no GPU is.
     """
 
     address: Name | None = None
@@ -168,9 +215,21 @@ class ComputeConfig(Section):
     cpus_per_worker: Literal["auto"] | PositiveInt = "auto"
     gpus_per_worker: Annotated[float, Field(gt=0)] = 1
     memory: PositiveInt | None = Field(None, description="bytes of heap reserved by a worker")
+    labels: dict[Name, str] = Field(default_factory=dict)
+    wait_seconds: Annotated[int, Field(ge=0)] = 0
     batch_timeout: PositiveInt = Field(
         600, description="seconds that a batch may take; one that takes longer hangs"
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _as_ray_selects(cls, selectors: dict[str, str]) -> dict[str, str]:
+        wrong = [label for label, text in selectors.items() if not labels.is_selector(text)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]} must be a value, !value, in(one, other) or !in(one, other)"
+            )
+        return selectors
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -216,7 +275,8 @@ class RunConfig(Section):
     def _in_this_version(self) -> Self:
         if self.reuse:
             raise ValueError("reuse is not in this version; leave the list empty")
-        paths = [("input.path", path) for path in self.input.paths]
+        given = self.input.all_paths.items()
+        paths = [(f"input.{name}", path) for name, each in given for path in each]
         for setting, path in [
             *paths,
             ("output.path", self.output.path),
@@ -226,6 +286,8 @@ class RunConfig(Section):
         ]:
             if "\0" in path:
                 raise ValueError(f"{setting} holds a null character")
+            if DATE in path:
+                raise ValueError(f"{setting} holds {DATE}; give the --date that it stands for")
             if has_credentials(path):
                 raise ValueError(
                     f"{setting} carries credentials; "
@@ -279,7 +341,7 @@ class RunConfig(Section):
         the model's name and for the scorer's.
         """
         found: dict[str, Setting] = {
-            "input": self.input.model_dump(mode="json", exclude={"path"}),
+            "input": self.input.model_dump(mode="json", exclude={"path", "queries", "documents"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
             **self.rank.result_settings(),
         }
@@ -308,9 +370,13 @@ def has_credentials(path: str) -> bool:
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Mapping[str, Setting] | None = None
+    path: str | Path | None = None,
+    overrides: Mapping[str, Setting] | None = None,
+    date: str | None = None,
 ) -> RunConfig:
     """Read a YAML file and apply overrides with dotted keys (`{"output.top_k": 20}`).
+
+    date: takes the place of `{date}` in any setting.
 
     Raises `ConfigError` when the file cannot be read or is not a mapping, when a key is unknown
     (the nearest known key is suggested), or when a value has the wrong type.
@@ -318,4 +384,6 @@ def load_config(
     values = {} if path is None else read_yaml(Path(path))
     for dotted, value in (overrides or {}).items():
         put(values, dotted, value)
+    if date is not None:
+        values = fill_date(values, date)
     return read_section(RunConfig, values, f" in {path}" if path is not None else "")

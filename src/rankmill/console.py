@@ -8,19 +8,21 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from rankmill import load, markers, runs
+from rankmill import load, logs, markers, runs
 from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
 from rankmill.evaluation_tables import evaluation_table
@@ -33,13 +35,18 @@ from rankmill.status import Status
 
 # A log file gets a line when something was committed, but not more often than this.
 _LOG_SECONDS = 10.0
+# Between two looks at a run of another process.
+_WATCH_SECONDS = 2.0
 
 errors = Console(stderr=True, highlight=False)
 log = logging.getLogger("rankmill")
 
 
-def set_up_logging() -> None:
-    """Send rankmill's own messages to stderr."""
+def set_up_logging(as_json: bool = False) -> None:
+    """Send rankmill's own messages to stderr, for people or for machines."""
+    if as_json:
+        logs.write_json()
+        return
     handler = RichHandler(console=errors, show_path=False, show_level=False, show_time=False)
     log.handlers = [handler]
     log.setLevel(logging.INFO)
@@ -70,6 +77,10 @@ def own_stdout() -> Iterator[TextIO]:
 
 def show_error(error: RankmillError) -> None:
     """What went wrong and what to do, on stderr."""
+    if logs.are_json():
+        ended = {"remedy": error.remedy, "exit_code": error.exit_code}
+        log.error("%s", error.message, extra=ended)
+        return
     errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
     if error.remedy:
         errors.print(f"[bold]To mend it:[/] {escape(error.remedy)}", soft_wrap=True)
@@ -78,7 +89,7 @@ def show_error(error: RankmillError) -> None:
 @contextmanager
 def progress() -> Iterator[Listener]:
     """A bar on a terminal, a line now and then elsewhere; both on stderr."""
-    if not errors.is_terminal:
+    if logs.are_json() or not errors.is_terminal:
         yield _LineLog().tell
         return
     columns = (
@@ -111,6 +122,9 @@ class _LineLog:
         due = time.monotonic() - self._at >= _LOG_SECONDS
         if now.shards_done != self._done and (due or finished):
             self._done, self._at = now.shards_done, time.monotonic()
+            if logs.are_json():
+                log.info("%s", now.line(), extra=asdict(now))
+                return
             print(f"shards {now.shards_done:,}/{now.shards:,}, {_rates(now)}", file=sys.stderr)
 
 
@@ -159,6 +173,8 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "tokens_estimated": ready.plan.tokens,
         "max_length": length,
         "authors_length": presets.authors_length(ready.model.asked, length),
+        "staging": ready.staging.to_json(),
+        "staging_folder": ready.staging.store.url if ready.staging.needs_folder else None,
         "shards": len(ready.plan),
         "shards_committed": len(ready.committed),
         "shards_pending": len(pending),
@@ -211,6 +227,7 @@ def plan_table(facts: dict[str, Any]) -> Table:
         ),
     ]
     rows += [(f"  {escape(one['label'])}", _model_line(one)) for one in facts["models"]]
+    rows += list(_staging_rows(facts))
     rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
     return facts_table(rows)
 
@@ -222,6 +239,18 @@ def _model_line(one: dict[str, Any]) -> str:
         f"{escape(one['name'])}: about {one['pairs_estimated']:,} pairs of up to "
         f"{one['max_length']:,} tokens, {100 * one['share']:.0f} % of the work{time}"
     )
+
+
+def _staging_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run does before it scores: rows sorted, texts joined."""
+    for name, found in facts["staging"].items():
+        size = f"{found['rows']:,} rows, about {found['bytes'] / 1e6:,.1f} MB"
+        if name == "sorted":
+            yield "rows lie apart", f"{size} are sorted by query first"
+        else:
+            yield f"input.{name}", f"{size}, {found['strategy']}"
+    if facts["staging_folder"] is not None:
+        yield "staging folder", f"{escape(facts['staging_folder'])} (removed at the end)"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -252,6 +281,29 @@ def status_table(status: Status) -> Table:
     rows += [(f"[red]failed shard {s}", escape(why)) for s, why in status.failed.items()]
     rows += [("[red]damaged", escape(problem)) for problem in status.damaged]
     return facts_table(rows)
+
+
+def watch_status(first: Status, look: Callable[[], Status]) -> Status:
+    """Show a run until it ends, in one place on a terminal; the last look.
+
+    Elsewhere the table is printed when shards were committed, and at the end.
+    """
+    started, found = time.monotonic(), first
+    with Live(status_table(first), auto_refresh=False, transient=False) as live:
+        while found.running:
+            time.sleep(_WATCH_SECONDS)
+            found, last = look(), found
+            table = status_table(found)
+            done = found.counters.rows_in - first.counters.rows_in
+            rate = done / (time.monotonic() - started)
+            left = found.pairs - found.counters.rows_in
+            table.add_row("rows/s while watched", f"{rate:,.0f}")
+            if found.running and rate:
+                table.add_row("time left", duration(max(left, 0) / rate))
+            live.update(table, refresh=live.console.is_terminal)
+            if not live.console.is_terminal and found.committed != last.committed and found.running:
+                live.console.print(table)
+    return found
 
 
 def print_demo(out: Console, found: DemoResult) -> None:

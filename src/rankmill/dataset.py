@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
-from rankmill import pipeline, rank, rows, schema, stages
+from rankmill import cluster, pipeline, rank, rows, schema, stages
 from rankmill.config import AskedPrecision, ColumnNames, ComputeConfig, InputConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
@@ -105,7 +105,7 @@ def rerank_dataset(
     refuse_instructions(description, names.instruction)
     rules = PairRules.of(config, description.max_length(max_length))
     description.check(rules)
-    found = pipeline.capacity()
+    found = cluster.capacity()
     chosen, cores = choose_device(compute, found), cores_a_worker(compute, found)
     profile = pipeline.resolve(description, config, compute, chosen, cores).tell()
     whole_nodes = profile.backend == "openvino"

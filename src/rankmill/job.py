@@ -10,7 +10,18 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rankmill import load, markers, output, pipeline, portions, runs, storage
+from rankmill import (
+    cluster,
+    load,
+    logs,
+    markers,
+    notebook,
+    output,
+    pipeline,
+    portions,
+    runs,
+    storage,
+)
 from rankmill.attempts import ATTEMPTS
 from rankmill.commit import CommitSettings
 from rankmill.config import CONTRACT_VERSION, ComputeConfig, RunConfig
@@ -24,14 +35,17 @@ from rankmill.errors import (
 )
 from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker, ModelCost
+from rankmill.metrics import RunMetrics
 from rankmill.models import Description, presets
 from rankmill.pool import Pool, choose_device
 from rankmill.portions import Portion
 from rankmill.prepared import Prepared, RunModel, carried_columns, prepare
 from rankmill.profile import SCORING_VERSION, Device, Profile, with_threads
 from rankmill.progress import Listener, Watch
+from rankmill.read import Lookup
 from rankmill.report import draw_or_warn
 from rankmill.runs import Run
+from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.store import Store
 from rankmill.worker import Bounds
@@ -59,15 +73,17 @@ def rerank(
 ) -> RunResult:
     """Run the job. The same call again resumes it, or finds it complete.
 
-    listener: told about once a second how far the run is. model: an own `Description` in place
+    listener: told about once a second how far the run is; unless given, a notebook's cell shows it.
+    model: an own `Description` in place
     of the one that `config.model` names.
 
     Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed` (what is committed
     stays).
     """
     started = time.monotonic()
-    if pipeline.is_foreign_cluster(config.compute):
-        output.refuse_relative([*config.input.paths, config.output.path])
+    if cluster.is_foreign_cluster(config.compute):
+        given = [path for paths in config.input.all_paths.values() for path in paths]
+        output.refuse_relative([*given, config.output.path])
     ready = prepare(config, overwrite=overwrite, model=model)
     if ready.is_complete:
         return _already_complete(ready)
@@ -75,16 +91,16 @@ def rerank(
         with storage.reaching(ready.store.url):
             lease = stack.enter_context(Lease(ready.store))
             _refuse_changed_output(ready, overwrite)
-        stack.enter_context(pipeline.connected(ready.config.compute))
+        stack.enter_context(cluster.connected(ready.config.compute))
         profiles, pools = _resolve(ready)
+        ready.refuse_uncalibrated(profiles)
+        source: Source = ready.source
+        lookups: tuple[Lookup, ...] = ()
+        if ready.pending:
+            source, lookups = ready.staging.carry_out(lease)
         described = [model.description for model in ready.models]
-        calibration = ready.calibration
-        digest = None if calibration is None else calibration.sha256
+        digest = None if ready.calibration is None else ready.calibration.sha256
         run = runs.make_run(ready.config, ready.source, described, ready.plan, profiles, digest)
-        if calibration is not None:
-            precision = run.recorded["profile"]["precision"]
-            settings = run.identity["settings"]
-            calibration.refuse_other(run.recorded["model"], settings, precision)
         with storage.reaching(ready.store.url), ready.store.locked():
             lease.refuse_lost()
             if overwrite:
@@ -92,6 +108,7 @@ def rerank(
             record = run.to_bytes() if ready.stored is None else None
             output.begin(ready.store, record, ready.pending)
             ready = replace(ready, store=output.fenced(ready.store))
+        logs.name_run(run.fingerprint)
         for line in map(_resolved_line, ready.models, profiles, pools):
             log.info("%s", line)
         _prepare_nodes(ready, profiles)
@@ -103,17 +120,19 @@ def rerank(
                 ready.committed,
                 run.fingerprint,
                 lease,
-                listener,
+                listener or notebook.listener(),
+                RunMetrics(run.fingerprint).record,
             )
         )
         try:
             pipeline.run_shards(
-                ready.source,
+                source,
                 ready.plan,
                 ready.pending,
                 list(zip(_stage_settings(ready, profiles), pools, strict=True)),
                 _commit_settings(ready, run),
-                Bounds(ready.store, ready.config.compute.batch_timeout),
+                Bounds(ready.store, ready.config.compute.batch_timeout, run.fingerprint),
+                lookups,
             )
         except KeyboardInterrupt:
             if not lease.lost:
@@ -145,16 +164,12 @@ def _refuse_changed_output(ready: Prepared, overwrite: bool) -> None:
 
 def _resolve(ready: Prepared) -> tuple[list[Profile], list[Pool]]:
     """Each model's profile (an earlier start's binds) and the pool that fits the cluster."""
-    compute, stored = ready.config.compute, ready.stored
-    found = pipeline.capacity()
-    if stored is None:
-        device = choose_device(compute, found)
-        known: list[Profile] | None = None
-    else:
-        known = runs.stored_profiles(stored)
-        asked = compute.model_copy(update={"device": known[0].device})
-        choose_device(compute, found)
-        device = choose_device(asked, found)
+    compute = ready.config.compute
+    known = None if ready.stored is None else runs.stored_profiles(ready.stored)
+    if known is not None:
+        compute = compute.model_copy(update={"device": known[0].device})
+    found = cluster.scoring_capacity(compute)
+    device = choose_device(compute, found)
     parts = portions.divide(compute, device, load.shares(ready.estimates), found)
     if known is None:
         profiles = [
@@ -181,7 +196,7 @@ def _refuse_other_machine(ready: Prepared, profile: Profile, device: Device) -> 
             f"code; this one is {SCORING_VERSION} and would give other scores.",
             "Finish it with the version of rankmill that began it, or use --overwrite.",
         )
-    hardware = pipeline.probe(device, ready.config.compute.gpus_per_worker)
+    hardware = pipeline.probe(device, ready.config.compute)
     if hardware.instructions != profile.instructions:
         raise ConfigError(
             f"The run in {ready.store.url} was started on processors with "
@@ -194,14 +209,22 @@ def _refuse_other_machine(ready: Prepared, profile: Profile, device: Device) -> 
 def _prepare_nodes(ready: Prepared, profiles: Sequence[Profile]) -> None:
     """Have every node fetch the models, and convert them where a profile's backend needs that."""
     chosen = [(model.description, profile) for model, profile in zip(ready.models, profiles)]
+    nodes = cluster.capacity()
+    labels = ready.config.compute.labels
+
+    def fetch() -> None:
+        for description, _ in chosen:
+            description.fetch()
 
     def prepare_node() -> None:
+        fetch()
         for description, profile in chosen:
-            description.fetch()
             description.prepare(profile)
 
     try:
-        pipeline.run_on_every_node(prepare_node, pipeline.capacity())
+        if labels:  # the others read and tokenize
+            pipeline.run_on_every_node(fetch, nodes)
+        pipeline.run_on_every_node(prepare_node, nodes.of(labels))
     except BackendUnfit as unfit:
         raise ConfigError(
             f"The run scores on openvino, and a node cannot: {unfit.message}",
@@ -264,6 +287,7 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
         results=ready.config.results,
         fuse=ready.config.rank.fuse,
         curve=None if ready.calibration is None else ready.calibration.content.curve,
+        joined=ready.source.joined,
     )
 
 
@@ -276,7 +300,7 @@ def _finish(
         raise _failure(ready.store, missing, len(ready.plan))
     counters = markers.add(done[index].counters for index in range(len(ready.plan)))
     counters.refuse_imbalance()
-    if ready.source.layout == "pairs":
+    if ready.source.layout != "nested":
         expected = int(ready.plan.bounds[-1])
         assert counters.rows_in == expected, f"{counters.rows_in} of {expected} rows were read"
     fresh = sum(done[index].counters.pairs_scored for index in ready.pending)
@@ -290,6 +314,7 @@ def _finish(
         "scoring_seconds": round(sum(marker.seconds for marker in done.values()), 3),
         "shards": len(ready.plan),
         "shards_resumed": len(ready.committed),
+        "staging": ready.staging.to_json(),
         "degraded": [index for index in sorted(done) if done[index].degraded],
         "workers": asdict(pools[ready.config.results.deciding - 1]),
         "max_length": ready.model.rules.max_length,
@@ -303,6 +328,7 @@ def _finish(
     output.remove_scraps(ready.store)
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
+    ready.staging.remove()
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from rankmill.tokens import PairRules
 
 
@@ -28,19 +31,19 @@ class Load:
             return 1.0
         return min(self.best * lists / pairs, 1.0)
 
-    def seen_tokens(self, tokens: float) -> float:
-        """About how many tokens it sees of a pair whose texts have so many.
+    def seen_tokens(self, tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """About how many tokens it sees of pairs whose texts have so many.
 
         Those fixed in every input and the repeats of windows are included.
         """
         rules, fixed = self.rules, self.fixed_tokens
         room = max(rules.max_length - fixed, 1)
         if rules.overflow == "truncate":
-            return min(tokens, room) + fixed
+            return np.minimum(tokens, room) + fixed
         if rules.max_document_tokens is not None:
-            tokens = min(tokens, max(rules.max_document_tokens, room))
+            tokens = np.minimum(tokens, max(rules.max_document_tokens, room))
         new = room - min(rules.stride, room // 2)
-        return (min(tokens, room) + fixed) * (1 + max(tokens - room, 0) / new)
+        return (np.minimum(tokens, room) + fixed) * (1 + np.maximum(tokens - room, 0) / new)
 
 
 @dataclass(frozen=True)

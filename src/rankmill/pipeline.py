@@ -1,4 +1,4 @@
-"""The run on Ray: connecting, looking at the nodes, and the Ray Data graph.
+"""The run on Ray: tasks on its nodes, and the Ray Data graph.
 
     ShardSource -> tokenize (tasks) -> score (actors) -> ShardSink
 
@@ -9,24 +9,21 @@ CPU so that Ray never fuses them, and the pool always leaves room for the other 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import ray
-from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, local_cluster, plan, profile, worker
+from rankmill import backend, cluster, logs, plan, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
@@ -36,7 +33,7 @@ from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
-from rankmill.read import ShardSource
+from rankmill.read import Lookup, ShardSource
 from rankmill.source import Source
 from rankmill.stages import StageSettings
 from rankmill.tokens import PairRules
@@ -49,14 +46,6 @@ SHARDS_AN_EXECUTION = 2_000
 SCAN_ON_DRIVER_ROWS = 2_000_000
 _SCAN_THREADS = 4
 
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-# Without `local` Ray would look in /tmp, where anybody may write, for a cluster to join.
-_LOCAL = _QUIET | {
-    "address": "local",
-    "include_dashboard": False,
-    "_node_ip_address": "127.0.0.1",
-}
-
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
 
@@ -68,67 +57,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@contextlib.contextmanager
-def connected(config: ComputeConfig) -> Iterator[None]:
-    """A connection for the time of a run. One that is there already (a notebook's) stays open."""
-    if ray.is_initialized():
-        yield
-        return
-    connect(config)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def connect(config: ComputeConfig) -> None:
-    """Connect to the cluster that `compute.address` or RAY_ADDRESS names, or start a local one.
-
-    Does nothing where there is a connection. Raises `ConfigError` when the cluster cannot be
-    reached.
-    """
-    if ray.is_initialized():
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        if address and address != "local":
-            local_cluster.forget_token(AuthenticationTokenLoader.instance())
-            ray.init(**_QUIET, address=address)
-        else:
-            with local_cluster.on_loopback(ray_constants, AuthenticationTokenLoader.instance()):
-                ray.init(**_LOCAL)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"The Ray cluster at {address or 'this machine'} cannot be used: {error}.",
-            "Check compute.address and RAY_ADDRESS; with neither, a local cluster is started.",
-        ) from error
-
-
-def is_foreign_cluster(config: ComputeConfig) -> bool:
-    """Whether the run will use a cluster that rankmill does not start itself."""
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    return bool(address) and address != "local" and not ray.is_initialized()
-
-
-def capacity() -> Capacity:
-    """CPUs and GPUs of the live nodes that can run work. Connects if nothing is connected yet."""
-    connect(ComputeConfig())
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
-    nodes.sort(key=lambda node: str(node["NodeID"]))
-    return Capacity(
-        cpus=tuple(float(n["Resources"]["CPU"]) for n in nodes),
-        gpus=tuple(float(n["Resources"].get("GPU", 0)) for n in nodes),
-        node_ids=tuple(str(n["NodeID"]) for n in nodes),
-        memory=tuple(float(n["Resources"].get("memory", 0)) for n in nodes),
-    )
-
-
-def probe(device: Device, gpus: float) -> Hardware:
+def probe(device: Device, compute: ComputeConfig) -> Hardware:
     """Look at a worker node of the kind that will score."""
-    options = {"num_cpus": READ_CPUS, "num_gpus": gpus if device == "cuda" else 0}
-    found: Hardware = _get([ray.remote(**options)(profile.probe).remote(device)])[0]
+    task = ray.remote(**_as_scoring(device, compute))(profile.probe).remote(device)
+    found: Hardware = _get([task])[0]
     return found
+
+
+def _as_scoring(device: Device, compute: ComputeConfig) -> dict[str, Any]:
+    """Options of a task that is to run where scoring will."""
+    gpus = compute.gpus_per_worker if device == "cuda" else 0
+    return {"num_cpus": READ_CPUS, "num_gpus": gpus, "label_selector": compute.labels or None}
 
 
 def resolve(
@@ -142,11 +81,8 @@ def resolve(
 
     Raises `ConfigError` or `BackendUnfit` as `backend.resolve` does.
     """
-    options = {
-        "num_cpus": READ_CPUS,
-        "num_gpus": compute.gpus_per_worker if device == "cuda" else 0,
-    }
-    task = ray.remote(**options)(backend.resolve).remote(description, model, compute, device, cores)
+    remote = ray.remote(**_as_scoring(device, compute))(backend.resolve)
+    task = remote.remote(description, model, compute, device, cores)
     resolved: Resolved = _get([task])[0]
     return resolved
 
@@ -168,7 +104,7 @@ def map_tasks(
 ) -> Iterator[R]:
     """Run a function over items as Ray tasks, a bounded number at once; results in order."""
     remote = ray.remote(num_cpus=cpus)(function)
-    window = 4 * max(int(sum(capacity().cpus)), 1)
+    window = 4 * max(int(sum(cluster.capacity().cpus)), 1)
     refs = [remote.remote(item) for item in items[:window]]
     for position in range(len(items)):
         following = position + window
@@ -184,6 +120,15 @@ def map_shared(
     """`map_tasks` with an object that every task reads; it is sent to the cluster once."""
     reference = ray.put(shared)
     return map_tasks(lambda item: function(ray.get(reference), item), items, cpus)
+
+
+def hold(function: Callable[[T], R], item: T, cpus: float = 1.0) -> ray.ObjectRef[R]:
+    """Run a function as a task; its result stays in the cluster's memory, where tasks find it."""
+    # The driver waits for a second result: the first would be brought to its node.
+    remote = ray.remote(num_cpus=cpus, num_returns=2)(lambda item: (function(item), None))
+    result, done = remote.remote(item)
+    _get([done])
+    return cast("ray.ObjectRef[R]", result)
 
 
 def _get(refs: list[Any]) -> list[Any]:
@@ -211,7 +156,7 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
     """
     groups = list(source.row_groups)
     if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
-        connect(config)
+        cluster.connect(config)
         yield from map_shared(plan.find_runs, source, groups)
         return
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
@@ -227,8 +172,11 @@ def run_shards(
     steps: Sequence[Step],
     commit: CommitSettings,
     bounds: Bounds,
+    lookups: Sequence[Lookup] = (),
 ) -> None:
-    """Compute and commit the pending shards. steps: a model each, in their order.
+    """Compute and commit the pending shards.
+
+    steps: a model each, in their order. lookups: see `ShardSource`.
 
     Raises `RunFailed` when Ray gives up; shards that fail on their own leave a note and do not
     stop the others.
@@ -237,7 +185,8 @@ def run_shards(
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
         with DataContext.current(run_context()):
             try:
-                scored = graph(ShardSource(source, whole, chosen), steps, bounds)
+                shards = ShardSource(source, whole, chosen, lookups)
+                scored = graph(shards, steps, bounds)
                 scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
             except RayError as error:
                 cause = getattr(error, "cause", None)
@@ -301,6 +250,7 @@ def map_actors(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
         memory=pool.memory,
+        label_selector=dict(pool.labels) or None,
     )
 
 
@@ -331,6 +281,7 @@ def _strategy(pool: Pool) -> ActorPoolStrategy:
 
 def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> pa.Table:
     """Tokenize the envelopes of a block."""
+    _write_logs(bounds.run)
     try:
         tokenizer = _tokenizer(settings.description, settings.rules)
     except BaseException as error:
@@ -340,6 +291,13 @@ def tokenize_block(block: pa.Table, settings: StageSettings, bounds: Bounds) -> 
             os._exit(1)
         raise
     return _each(block, lambda one: worker.tokenize(one, settings, tokenizer, bounds))
+
+
+@lru_cache(maxsize=1)
+def _write_logs(run: str) -> None:
+    """Have this worker process say what happens in its log, where Ray keeps it."""
+    logs.write_json()
+    logs.name_run(run)
 
 
 @lru_cache(maxsize=8)
@@ -352,6 +310,7 @@ class ScoreBlocks:
     """A scoring actor."""
 
     def __init__(self, settings: StageSettings, bounds: Bounds) -> None:
+        _write_logs(bounds.run)
         self._worker = ScoringWorker(settings, bounds)
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,9 @@ import pyarrow.compute as pc
 
 from rankmill import rows
 from rankmill.errors import InputError
+from rankmill.listing import RowGroup
 from rankmill.load import Load
-from rankmill.source import RowGroup, Source
+from rankmill.source import Source
 from rankmill.tokens import PairRules
 
 # A shard's work: about a minute on one worker of the slow kind (a core of a 2-core AVX512-BF16
@@ -36,7 +38,12 @@ SHARD_BYTES = 64 << 20
 # Bytes of UTF-8 a token: 4 to 5 in English, 4 to 6 in Japanese (3 bytes a character).
 _BYTES_PER_TOKEN = 4.0
 _SAMPLE_ROWS = 1024
-_NOTHING = np.zeros(1)
+# Runs that are gathered before they are first looked through for a list that comes again.
+_RUNS_UNCHECKED = 1 << 20
+
+
+class ListsApart(InputError):
+    """Rows of one candidate list lie apart: it must be sorted before shards can be cut."""
 
 
 @dataclass(frozen=True)
@@ -189,29 +196,27 @@ def make_plan(
     ones or a prompt's. times: how many slow workers' work one of the run's is to have. later: the
     models that score after the first.
 
-    Raises `InputError` when a query's rows lie apart.
+    Raises `ListsApart` when a query's rows lie apart, as soon as that is seen: where they do, there
+    may be as many runs as rows.
     """
-    found = list(_until(runs, limit))
+    found: list[QueryRuns] = []
+    unchecked, enough = 0, _RUNS_UNCHECKED
+    for run in _until(runs, limit):
+        found.append(run)
+        unchecked += len(run.key)
+        if unchecked > enough:
+            _refuse_apart(source, *_global_runs(source.row_groups[: len(found)], found))
+            enough = 2 * unchecked
     groups = source.row_groups[: len(found)]
     keys, starts = _global_runs(groups, found)
-    text_bytes = [group.text_bytes + run.repeated_bytes for group, run in zip(groups, found)]
     _refuse_apart(source, keys, starts)
     total, lists = sum(group.rows for group in groups), len(starts)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
     loads = (Load(operations_per_token, rules, fixed_tokens), *later)
-    work = _Work(groups, text_bytes, loads, lists, times)
-    borders = np.append(starts, total)
-    bounds, queries = _cut(borders, work)
-    end = bounds[-1:]
-    return Plan(
-        groups=groups,
-        bounds=bounds,
-        queries=queries,
-        pairs=int(work.pairs_before(end)[0].round()),
-        tokens=int(work.tokens_before(end)[0].round()),
-        tokens_a_pair=work.tokens_a_pair,
-    )
+    work = Work(Weights.of_groups(groups, found), loads, lists, times)
+    bounds, queries = work.cut(np.append(starts, total))
+    return Plan(groups, bounds, queries, *work.size(bounds), work.tokens_a_pair)
 
 
 def _until(runs: Iterable[QueryRuns], limit: int | None) -> Iterator[QueryRuns]:
@@ -257,81 +262,98 @@ def _refuse_apart(
     if len(again):
         earliest = again[np.argmin(starts[order[again + 1]])]
         first, second = int(starts[order[earliest]]), int(starts[order[earliest + 1]])
-        apart = len(np.unique(keys[order[again]]))
-        raise InputError(
-            f"The rows of {apart} candidate list(s) lie apart: the {source.query_key} of row "
-            f"{first} comes again at row {second} (counted from 0 over all files in name order).",
+        raise ListsApart(
+            f"The rows of a candidate list lie apart: the {source.query_key} of row {first} comes "
+            f"again at row {second} (counted from 0 over all files in name order).",
             f"Sort the input by {source.query_key} and run again.",
         )
 
 
-class _Work:
-    """Cumulative pairs, tokens, text bytes and operations before a table row (piecewise linear)."""
+@dataclass(frozen=True)
+class Weights:
+    """What stretches of consecutive table rows weigh: float64 [stretches] each, rows int64.
 
-    def __init__(
-        self,
-        groups: Sequence[RowGroup],
-        text_bytes: Sequence[int],
-        loads: Sequence[Load],
-        lists: int,
-        times: float,
-    ) -> None:
-        per_pair = [b / max(g.pairs, 1) / _BYTES_PER_TOKEN for g, b in zip(groups, text_bytes)]
-        self._rows = _cumulative([g.rows for g in groups])
-        self._pairs = _cumulative([g.pairs for g in groups]).astype(float)
-        whole = float(self._pairs[-1])
-        # By model: its share of the pairs, operations a token, tokens if it saw all pairs.
-        self._models = []
+    text_bytes: of what is scored; total_bytes: of all columns.
+    """
+
+    rows: npt.NDArray[np.int64]
+    pairs: npt.NDArray[np.float64]
+    text_bytes: npt.NDArray[np.float64]
+    total_bytes: npt.NDArray[np.float64]
+
+    @classmethod
+    def of_groups(cls, groups: Sequence[RowGroup], runs: Sequence[QueryRuns]) -> Weights:
+        """A stretch a row group."""
+        text = [group.text_bytes + run.repeated_bytes for group, run in zip(groups, runs)]
+        return cls(
+            np.array([group.rows for group in groups], np.int64),
+            np.array([group.pairs for group in groups], np.float64),
+            np.array(text, np.float64),
+            np.array([group.total_bytes for group in groups], np.float64),
+        )
+
+
+class Work:
+    """Cumulative pairs, tokens, bytes and operations before a table row (piecewise linear).
+
+    lists: candidate lists of the whole input; times: see `make_plan`.
+    """
+
+    def __init__(self, weights: Weights, loads: Sequence[Load], lists: int, times: float) -> None:
+        per_pair = weights.text_bytes / np.maximum(weights.pairs, 1) / _BYTES_PER_TOKEN
+        self._rows = _before(weights.rows)
+        self._pairs = _before(weights.pairs)
+        self._tokens = np.zeros(len(self._rows))
+        self._operations = np.zeros(len(self._rows))
+        pairs = float(self._pairs[-1])
+        a_pair = []
         for load in loads:
-            tokens = [g.pairs * load.seen_tokens(t) for g, t in zip(groups, per_pair)]
-            cumulated = np.concatenate([[0.0], np.cumsum(tokens)])
-            operations = load.operations_per_token / times
-            self._models.append((load.share(whole, lists), operations, cumulated))
-        self.tokens_a_pair = tuple(float(t[-1]) / max(whole, 1.0) for _, _, t in self._models)
+            seen = _before(weights.pairs * load.seen_tokens(per_pair))
+            a_pair.append(float(seen[-1]) / max(pairs, 1.0))
+            seen = seen * load.share(pairs, lists)
+            self._tokens += seen
+            self._operations += seen * (load.operations_per_token / times)
+        # By model: tokens that it sees of a pair, on the average.
+        self.tokens_a_pair = tuple(a_pair)
         # What a shard holds in memory: all columns, and text that a dictionary does not share.
-        in_memory = [max(g.total_bytes, b) for g, b in zip(groups, text_bytes)]
-        self._bytes = _cumulative(in_memory).astype(float)
+        self._bytes = _before(np.maximum(weights.total_bytes, weights.text_bytes))
 
-    def pairs_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        return np.interp(row, self._rows, self._pairs)
+    def size(self, bounds: npt.NDArray[np.int64]) -> tuple[int, int]:
+        """Pairs and tokens before the last of some rows."""
+        pairs, tokens = (np.interp(bounds[-1], self._rows, m) for m in (self._pairs, self._tokens))
+        return int(pairs.round()), int(tokens.round())
 
-    def tokens_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        return sum((share * self._at(row, tokens) for share, _, tokens in self._models), _NOTHING)
-
-    def operations_before(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        by_model = (share * self._at(row, tokens) * each for share, each, tokens in self._models)
-        return sum(by_model, _NOTHING)
-
-    def _at(
-        self, row: npt.NDArray[np.int64], cumulated: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
-        return np.interp(row, self._rows, cumulated)
-
-    def shares(self, row: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
+    def _shares(self, row: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
         """Each measure as a share of what one shard may hold. `row` ends with the last row."""
-        operations = self.operations_before(row)
+        operations, pairs, held = (
+            np.interp(row, self._rows, measure)
+            for measure in (self._operations, self._pairs, self._bytes)
+        )
         most = min(SHARD_OPERATIONS, max(operations[-1] / SMALL_PLAN, SHARD_OPERATIONS_LEAST))
-        return [
-            operations / most,
-            self.pairs_before(row) / SHARD_PAIRS,
-            np.interp(row, self._rows, self._bytes) / SHARD_BYTES,
-        ]
+        return [operations / most, pairs / SHARD_PAIRS, held / SHARD_BYTES]
+
+    def cut(
+        self, borders: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Bounds of shards, and how many lists each holds; borders: the lists', and the end.
+
+        Greedy: each shard takes as many whole lists as every cap allows, and at least one.
+        """
+        shares = self._shares(borders)
+        taken = [0]
+        while taken[-1] < len(borders) - 1:
+            first = taken[-1]
+            stops = [int(np.searchsorted(s, s[first] + 1.0, side="right")) - 1 for s in shares]
+            taken.append(max(min(*stops, len(borders) - 1), first + 1))
+        if len(taken) == 1:  # no rows: one empty shard, so that there is one part with the schema
+            return np.zeros(2, np.int64), np.zeros(1, np.int64)
+        cuts = np.array(taken, np.int64)
+        return borders[cuts], np.diff(cuts)
 
 
-def _cut(
-    borders: npt.NDArray[np.int64], work: _Work
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Greedy: each shard takes as many whole lists as every cap allows, and at least one."""
-    shares = work.shares(borders)
-    taken = [0]
-    while taken[-1] < len(borders) - 1:
-        first = taken[-1]
-        stops = [int(np.searchsorted(s, s[first] + 1.0, side="right")) - 1 for s in shares]
-        taken.append(max(min(*stops, len(borders) - 1), first + 1))
-    if len(taken) == 1:  # no rows: one empty shard, so that there is one part with the schema
-        return np.zeros(2, np.int64), np.zeros(1, np.int64)
-    cuts = np.array(taken, np.int64)
-    return borders[cuts], np.diff(cuts)
+def _before(measure: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """float64 [stretches + 1]: the sums before each stretch, and in all."""
+    return np.concatenate([[0.0], np.cumsum(measure)])
 
 
 def _cumulative(counts: Sequence[int]) -> npt.NDArray[np.int64]:

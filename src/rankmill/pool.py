@@ -7,10 +7,13 @@ commits must always find room, or nothing moves.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from rankmill.config import ComputeConfig
 from rankmill.errors import ConfigError
+from rankmill.labels import takes
 from rankmill.profile import Device
 
 # Shares of a CPU. All differ (equal shares let Ray fuse stages), and any one fits into the half
@@ -25,12 +28,21 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster has: CPUs, GPUs and bytes of memory of each live node with CPUs."""
+    """What the cluster has: CPUs, GPUs, bytes of memory and labels of each live node with CPUs."""
 
     cpus: tuple[float, ...]
     gpus: tuple[float, ...]
     node_ids: tuple[str, ...]
-    memory: tuple[float, ...] = (0.0,)
+    memory: tuple[float, ...] = ()
+    labels: tuple[Mapping[str, str], ...] = ()
+
+    def of(self, selectors: Mapping[str, str]) -> Capacity:
+        """The nodes that label selectors take; all where there are none."""
+        if not selectors:
+            return self
+        nodes = zip(self.cpus, self.gpus, self.node_ids, self.memory, self.labels, strict=True)
+        taken = [node for node in nodes if takes(selectors, node[-1])]
+        return Capacity(*zip(*taken)) if taken else Capacity((), (), (), (), ())
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Pool:
     cpus: float
     gpus: float
     memory: int | None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_device(compute: ComputeConfig, found: Capacity) -> Device:
@@ -82,43 +95,89 @@ def size_pool(
     whole_nodes: an actor is to have a node's CPUs, as far as `compute` does not say otherwise (a
     node larger than the smallest has room for several).
 
-    Raises `ConfigError` when no node can hold a worker.
+    Raises `ConfigError` when no node can hold a worker, or the nodes' memory not all of them.
     """
     if not found.cpus:
+        chosen = ", ".join(f"{label}: {text}" for label, text in compute.labels.items())
         raise ConfigError(
-            "The cluster has no node with CPUs.", "Start a worker node, or wait for one to start."
+            f"The cluster has no node with {chosen or 'CPUs'}.",
+            "Start such a node"
+            + (", or change compute.labels." if chosen else ", or wait for it."),
         )
-    if compute.memory is not None and compute.memory > max(found.memory):
+    held = _held(compute, found)
+    if compute.memory is not None and not max(held):
         raise ConfigError(
             f"compute.memory asks for {compute.memory:,} bytes a worker; the largest node has "
             f"{max(found.memory):,.0f}.",
             "Lower it, or leave it out.",
         )
     if device == "cuda":
-        return _gpu_pool(compute, found)
-    if device == "mps":  # one Apple GPU serves one process
-        return Pool(1, _share(found.cpus[0], 1, 1), 0, compute.memory)
+        pool = _gpu_pool(compute, found, held)
+    elif device == "mps":  # one Apple GPU serves one process
+        pool = Pool(1, _share(found.cpus[0], 1, 1), 0, compute.memory)
+    else:
+        pool = _cpu_pool(compute, threads, found, held, whole_nodes)
+    return replace(pool, labels=compute.labels)
+
+
+def _cpu_pool(
+    compute: ComputeConfig, threads: int, found: Capacity, held: list[int], whole_nodes: bool
+) -> Pool:
     # Actors of one pool reserve the same share everywhere: what the smallest node can give.
     smallest = min(found.cpus)
     if whole_nodes and compute.cpus_per_worker == "auto":
         threads = cores_a_worker(compute, found)
     cpus = _share(smallest, workers_on(smallest, threads), threads)
-    fits = sum(min(workers_on(c, threads), int((c - FREE_CPUS) / cpus)) for c in found.cpus)
+    fits = sum(
+        min(workers_on(c, threads), int((c - FREE_CPUS) / cpus), most)
+        for c, most in zip(found.cpus, held, strict=True)
+    )
     if compute.workers == "auto" or compute.workers <= fits:
         workers = max(fits, 1) if compute.workers == "auto" else compute.workers
         return Pool(workers, cpus, 0, compute.memory)
+    if compute.memory is not None and compute.workers > sum(held):
+        raise ConfigError(
+            f"compute.workers asks for {compute.workers} workers of {compute.memory:,} bytes; the "
+            f"nodes' memory holds {sum(held)}.",
+            "Lower compute.workers or compute.memory, or add nodes.",
+        )
     a_node = math.ceil(compute.workers / len(found.cpus))
     return Pool(compute.workers, _share(smallest, a_node, threads), 0, compute.memory)
 
 
-def _gpu_pool(compute: ComputeConfig, found: Capacity) -> Pool:
+def _gpu_pool(compute: ComputeConfig, found: Capacity, held: list[int]) -> Pool:
     """Actors on GPUs, each with at most its share of half its node's CPUs: the other half reads
     and tokenizes what they score."""
-    actors = [actors_on(gpus, compute.gpus_per_worker) for gpus in found.gpus]
+    actors = _gpu_actors(compute, found, held)
     fits = sum(actors)
+    if not fits:
+        raise ConfigError(
+            f"No node has both a worker's GPU and the {compute.memory or 0:,} bytes of "
+            "compute.memory.",
+            "Lower compute.memory, or leave it out.",
+        )
     workers = fits if compute.workers == "auto" else min(compute.workers, fits)
     cpus = min(_share(c / 2, n, 1) for c, n in zip(found.cpus, actors, strict=True) if n)
     return Pool(workers, cpus, compute.gpus_per_worker, compute.memory)
+
+
+def gpu_workers(compute: ComputeConfig, found: Capacity) -> int:
+    """How many workers the nodes' GPUs (and memory) hold."""
+    return sum(_gpu_actors(compute, found, _held(compute, found)))
+
+
+def _gpu_actors(compute: ComputeConfig, found: Capacity, held: list[int]) -> list[int]:
+    return [
+        min(actors_on(gpus, compute.gpus_per_worker), most)
+        for gpus, most in zip(found.gpus, held, strict=True)
+    ]
+
+
+def _held(compute: ComputeConfig, found: Capacity) -> list[int]:
+    """How many actors each node's memory holds; where none is reserved it sets no bound."""
+    if compute.memory is None:
+        return [sys.maxsize] * len(found.cpus)
+    return [int(memory // compute.memory) for memory in found.memory]
 
 
 def actors_on(gpus: float, share: float) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankmill import fusion, output, pipeline, runs, schema, storage
+from rankmill import fusion, output, runs, schema, staging, storage
 from rankmill.calibration import StoredCalibration, read_calibration
 from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import OutputError
@@ -15,10 +15,13 @@ from rankmill.load import Estimate, Load
 from rankmill.markers import Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
-from rankmill.plan import GPU_TIMES, Plan, make_plan
+from rankmill.plan import GPU_TIMES, Plan
+from rankmill.profile import Profile
 from rankmill.settings import Setting
-from rankmill.source import Source, open_source
+from rankmill.source import Source
+from rankmill.staging import Cost, Staging
 from rankmill.store import Store
+from rankmill.text_tables import open_input
 from rankmill.tokens import PairRules, Template
 
 log = logging.getLogger("rankmill")
@@ -52,14 +55,15 @@ class RunModel:
 class Prepared:
     """A run that could start: everything is known but the profiles.
 
-    models: in the order in which they score. stored: run.json of an earlier start; committed: its
-    shards that need not be done again. calibration: what `config.rank` names.
+    models: in the order in which they score. staging: what is done before shards are read. stored:
+    run.json of an earlier start; committed: its shards that need not be done again. calibration:
+    what `config.rank` names.
     """
 
     config: RunConfig
     source: Source
     models: tuple[RunModel, ...]
-    plan: Plan
+    staging: Staging
     store: Store
     stored: dict[str, Any] | None
     committed: dict[int, Marker]
@@ -70,6 +74,18 @@ class Prepared:
         """What makes the order and probabilities beside the scores; empty where nothing does."""
         found = self.config.rank.model_dump(mode="json", include={"fuse"}, exclude_none=True)
         return found if self.calibration is None else found | {"calibration": self.calibration.rule}
+
+    def refuse_uncalibrated(self, profiles: Sequence[Profile]) -> None:
+        """Raise `ConfigError` when the calibration is for scores of another precision."""
+        if self.calibration is not None:
+            precision = profiles[self.config.results.deciding - 1].precision
+            described = self.model.description.to_json()
+            self.calibration.refuse_other(described, self.config.result_settings(), precision)
+
+    @property
+    def plan(self) -> Plan:
+        """The shards."""
+        return self.staging.whole
 
     @property
     def pending(self) -> list[int]:
@@ -111,8 +127,9 @@ def prepare(
     """
     config = _absolute(config)
     store = Store(config.output.path, config.storage.profile)
-    output.refuse_overlap(config.input.paths, store.url)
-    source = open_source(config.input, config.storage.profile)
+    every = [path for paths in config.input.all_paths.values() for path in paths]
+    output.refuse_overlap(every, store.url)
+    source = open_input(config.input, config.storage.profile)
     carried_columns(config, source)
     if config.rank.fuse is not None:
         fusion.refuse_unfit(source.pair_schema, config.rank.fuse)
@@ -132,16 +149,16 @@ def prepare(
         runs.refuse_other(store, stored, identity, names=names)
     models = _models(config, found)
     first = models[0].load
-    whole = make_plan(
-        source,
-        pipeline.scan(source, config.compute),
+    cost = Cost(
         first.operations_per_token,
         first.rules,
         config.input.limit,
         first.fixed_tokens,
         times=GPU_TIMES if config.compute.device == "cuda" else 1.0,
-        later=[one.load for one in models[1:]],
+        later=tuple(one.load for one in models[1:]),
     )
+    before = staging.find(source, config.compute, cost, store)
+    whole = before.whole
     committed: dict[int, Marker] = {}
     if stored is not None:
         _refuse_other_plan(store, stored, whole)
@@ -150,7 +167,7 @@ def prepare(
             log.warning("Computed again: %s", problem)
         if len(committed) < len(whole):
             output.refuse_strangers(store, len(whole))
-    return Prepared(config, source, models, whole, store, stored, committed, calibration)
+    return Prepared(config, source, models, before, store, stored, committed, calibration)
 
 
 def _read_calibration(config: RunConfig, deciding: Description) -> StoredCalibration | None:
@@ -188,10 +205,13 @@ def _models(config: RunConfig, found: Sequence[Description]) -> tuple[RunModel, 
 
 
 def _absolute(config: RunConfig) -> RunConfig:
-    paths = [storage.absolute(path) for path in config.input.paths]
+    paths = {
+        name: [storage.absolute(path) for path in given]
+        for name, given in config.input.all_paths.items()
+    }
     return config.model_copy(
         update={
-            "input": config.input.model_copy(update={"path": paths}),
+            "input": config.input.model_copy(update=paths),
             "output": config.output.model_copy(
                 update={"path": storage.absolute(config.output.path)}
             ),
@@ -200,8 +220,13 @@ def _absolute(config: RunConfig) -> RunConfig:
 
 
 def carried_columns(config: RunConfig, source: Source) -> list[str]:
-    """The input columns that are written. Raises for a clash or an unknown column."""
-    wanted = None if config.output.columns == "all" else config.output.columns
+    """The input columns that are written. Raises for a clash or an unknown column.
+
+    Texts that were joined by id are written only where they are named.
+    """
+    wanted = config.output.columns
+    if wanted == "all":
+        wanted = [name for name in source.pair_schema.names if name not in source.joined]
     prefix, added = config.output.column_prefix, config.results.columns
     found = schema.output_schema(source.pair_schema, wanted, prefix, added)
     return [name for name in found.names if name in source.pair_schema.names]

@@ -6,7 +6,7 @@ import _thread
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -49,6 +49,8 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+# Told which shards were committed since the last time.
+Observer = Callable[[Sequence[Marker], Progress], None]
 
 
 def duration(seconds: float) -> str:
@@ -62,7 +64,7 @@ def duration(seconds: float) -> str:
 
 
 class Watch:
-    """Reads new markers while a run goes on, in a thread, and tells a listener.
+    """Reads new markers while a run goes on, in a thread, and tells listener and observer.
 
     Interrupts the main thread when the run's lease is lost to another run.
     """
@@ -76,11 +78,13 @@ class Watch:
         fingerprint: str,
         lease: Lease,
         listener: Listener | None,
+        observer: Observer,
     ) -> None:
         self._store, self._shards, self._pairs = store, shards, pairs
         self._markers = dict(committed)
         self._before = sum(marker.counters.rows_in for marker in committed.values())
-        self._fingerprint, self._lease, self._listener = fingerprint, lease, listener
+        self._fingerprint, self._lease = fingerprint, lease
+        self._listener, self._observer = listener, observer
         self._started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rankmill-progress", daemon=True)
@@ -116,10 +120,16 @@ class Watch:
                 log.warning("The run's markers cannot be read at the moment: %s", error)
 
     def _look(self) -> None:
-        new = markers.read_markers(self._store, self._markers)
-        self._markers |= {s: m for s, m in new.items() if m.fingerprint == self._fingerprint}
+        found = markers.read_markers(self._store, self._markers)
+        new = {s: m for s, m in sorted(found.items()) if m.fingerprint == self._fingerprint}
+        self._markers |= new
+        now = self._now()
+        self._observer(list(new.values()), now)
+        for shard, marker in new.items():
+            told = {"pairs": marker.counters.rows_in, "seconds": round(marker.seconds, 3)}
+            log.debug("Shard %d is committed.", shard, extra={"shard": shard, **told})
         if self._listener is not None:
-            self._listener(self._now())
+            self._listener(now)
 
     def _now(self) -> Progress:
         done = sum(marker.counters.rows_in for marker in self._markers.values())

@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import DataContext
 from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from rankmill import rows, storage
+from rankmill import lookup, rows
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
+from rankmill.lookup import TextIndex
+from rankmill.partitions import ShardTexts
 from rankmill.plan import Piece, Plan, Shard
 from rankmill.schema import ORIGIN_ROW
-from rankmill.source import Source
+from rankmill.source import Origin, Source
+
+# Where a shard's texts come from: an index in the object store, or files in a staging folder.
+Lookup: TypeAlias = "ray.ObjectRef[TextIndex] | ShardTexts"
+# The indices over a source's texts for a shard, by its number.
+Indices = Callable[[int], Sequence[TextIndex]]
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,16 @@ class ShardPieces:
 
 
 class ShardSource(Datasource):
-    """The pending shards of a plan, one envelope each."""
+    """The pending shards of a plan, one envelope each.
 
-    def __init__(self, source: Source, plan: Plan, pending: list[int]) -> None:
+    lookups: one for each table of `source.texts`.
+    """
+
+    def __init__(
+        self, source: Source, plan: Plan, pending: list[int], lookups: Sequence[Lookup] = ()
+    ) -> None:
         super().__init__()
+        self._lookups = tuple(lookups)
         shards = (plan.shard(index) for index in pending)
         self._runs = group_runs([ShardPieces(shard, tuple(plan.pieces(shard))) for shard in shards])
         self._shared = ray.put(source)  # once, not with every task
@@ -62,7 +77,8 @@ class ShardSource(Datasource):
         nothing_known = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None
         )
-        return [ReadTask(_reader(self._shared, run), nothing_known) for run in self._runs]
+        readers = (_reader(self._shared, self._lookups, run) for run in self._runs)
+        return [ReadTask(reader, nothing_known) for reader in readers]
 
 
 def group_runs(shards: list[ShardPieces]) -> list[list[ShardPieces]]:
@@ -78,20 +94,30 @@ def group_runs(shards: list[ShardPieces]) -> list[list[ShardPieces]]:
     return runs
 
 
-def _reader(shared: ray.ObjectRef[Source], run: list[ShardPieces]) -> Callable[[], Iterator[Block]]:
+def _reader(
+    shared: ray.ObjectRef[Source], lookups: tuple[Lookup, ...], run: list[ShardPieces]
+) -> Callable[[], Iterator[Block]]:
+    def indices(shard: int) -> list[TextIndex]:
+        return [
+            one.of_shard(shard) if isinstance(one, ShardTexts) else ray.get(one) for one in lookups
+        ]
+
     def read() -> Iterator[Block]:
-        for envelope in read_shards(ray.get(shared), run):
+        for envelope in read_shards(ray.get(shared), run, indices):
             yield envelope.to_block()
 
     return read
 
 
-def read_shards(source: Source, run: list[ShardPieces]) -> Iterator[Envelope]:
+def read_shards(
+    source: Source, run: list[ShardPieces], indices: Indices = lambda _: ()
+) -> Iterator[Envelope]:
     """Read shards in order. One that cannot be read yields an envelope that says why."""
     cursor = _Cursor(source)
     for shard in run:
         try:
-            envelope = Envelope(shard.shard.index, rows=_read_one(source, cursor, shard))
+            table = _read_one(source, cursor, shard, indices)
+            envelope = Envelope(shard.shard.index, rows=table)
         except Exception as error:  # noqa: BLE001 - one shard's failure must not end the run
             envelope = Envelope(shard.shard.index).failed(_changed(source, shard) or error)
         yield envelope
@@ -101,32 +127,34 @@ def _changed(source: Source, wanted: ShardPieces) -> InputError | None:
     """What is wrong with a shard's files when they are not those that were planned."""
     try:
         for number in dict.fromkeys(source.row_groups[p.group].file for p in wanted.pieces):
-            _refuse_changed(source, number)
+            source.refuse_changed(number)
     except InputError as error:
         return error
     return None
 
 
-def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
+def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces, indices: Indices) -> pa.Table:
     started = time.perf_counter()
     tables = [cursor.take(piece) for piece in wanted.pieces]
     groups = [source.row_groups[piece.group] for piece in wanted.pieces]
     for number in dict.fromkeys(group.file for group in groups):
-        _refuse_changed(source, number)
+        source.refuse_changed(number)
     table = pa.concat_tables(tables) if tables else source.table_schema.empty_table()
-    if source.layout == "nested":
-        table, origin = rows.flatten(table, source.columns.candidates)
-    else:
-        origin = np.arange(table.num_rows)
-    table = table.append_column(ORIGIN_ROW, pa.array(origin, pa.int64()))
-    places = [
-        [
-            source.files[group.file].url,
-            group.first_row + piece.first,
-            piece.stop - piece.first,
+    if source.origin is None:
+        places = [
+            (source.files[group.file].url, group.first_row + piece.first, piece.stop - piece.first)
+            for group, piece in zip(groups, wanted.pieces)
         ]
-        for group, piece in zip(groups, wanted.pieces)
-    ]
+        stored = np.arange(table.num_rows)
+    else:
+        places, stored = _places(source.origin, table.column(ORIGIN_ROW).to_numpy())
+        table = table.drop_columns([ORIGIN_ROW])
+    if source.layout == "nested":
+        table, parents = rows.flatten(table, source.columns.candidates)
+        stored = stored[parents]
+    if source.texts:
+        table = lookup.join(table, source, indices(wanted.shard.index))
+    table = table.append_column(ORIGIN_ROW, pa.array(stored, pa.int64()))
     return table.replace_schema_metadata(
         {
             "places": json.dumps(places),
@@ -136,14 +164,17 @@ def _read_one(source: Source, cursor: _Cursor, wanted: ShardPieces) -> pa.Table:
     )
 
 
-def _refuse_changed(source: Source, number: int) -> None:
-    file = source.files[number]
-    now = storage.current_version(file, source.profile)
-    if now != file.version:
-        raise InputError(
-            f"{file.url} has changed since the run was planned: version {file.version}, now {now}.",
-            "Put the old file back, or start again with --overwrite.",
-        )
+def _places(
+    origin: Origin, rows: npt.NDArray[np.int64]
+) -> tuple[list[tuple[str, int, int]], npt.NDArray[np.int64]]:
+    """Whole files as the places of a shard, and the number of each row within those files."""
+    starts = np.array(origin.starts)
+    file = np.searchsorted(starts, rows, side="right") - 1
+    used, place = np.unique(file, return_inverse=True)
+    sizes = np.diff(starts)[used]
+    before = np.cumsum(sizes) - sizes
+    places = [(origin.urls[one], 0, int(size)) for one, size in zip(used.tolist(), sizes)]
+    return places, before[place] + rows - starts[file]
 
 
 class _Cursor:

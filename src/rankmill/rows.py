@@ -16,11 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from rankmill.config import ColumnNames
-from rankmill.schema import is_text
+from rankmill.schema import MISSING, is_text
 
 # Why a row cannot be scored, in the order in which they are looked for.
 NO_QUERY_ID = "query_id is null"
 BAD_QUERY_ID = "query_id is not valid UTF-8"
+NO_DOC_ID = "doc_id is null"
+NOT_IN_QUERIES = "query_id is not in the queries"
+NOT_IN_DOCUMENTS = "doc_id is not in the documents"
 NO_QUERY = "query is null or empty"
 NO_DOCUMENT = "document is null or empty"
 BAD_QUERY = "query is not valid UTF-8"
@@ -115,6 +118,9 @@ def check(
     ):
         reason[mask] = why
     reasons = pa.array(reason, pa.string())
+    if MISSING in table.column_names:
+        known = pa.array(bad_doc_id | bad_id | no_id)
+        reasons = pc.if_else(known, reasons, pc.coalesce(plain(table.column(MISSING)), reasons))
     good = pc.is_null(reasons)
     nothing = pa.scalar(None, pa.large_string())
 

@@ -86,6 +86,10 @@ def identity_without_profile(
         "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
         # The files' order makes the shards; a mapping does not keep it.
         "order": hashlib.sha256("\n".join(file.url for file in source.files).encode()).hexdigest(),
+        **{
+            table.name: {file.url: f"{file.size}/{file.version}" for file in table.files}
+            for table in source.texts
+        },
         "model": _by_model(config, [model.digest for model in models]),
         "settings": config.result_settings(),
         "asked": {

@@ -24,6 +24,10 @@ RESULT_COLUMNS = {
 # While a run goes on, a column beside the input's: the table row of each pair row, counted from
 # the shard's first; int64.
 ORIGIN_ROW = "__rankmill_row"
+# Likewise, where texts were joined by id: why a row has none of its own; string, null if it has.
+MISSING = "__rankmill_missing"
+# No input may have a column that begins so.
+_OWN = "__rankmill_"
 
 # Scored pairs, for reuse by later runs. The digest covers both texts (see `tokens.pair_digests`).
 SCORES = pa.schema(
@@ -148,9 +152,10 @@ def output_schema(
             f"The input already has the column {', '.join(clash)}.",
             "Set output.column_prefix to write under other names, or drop the column.",
         )
-    if ORIGIN_ROW in pairs.names:
+    own = [name for name in pairs.names if name.startswith(_OWN)]
+    if own:
         raise InputError(
-            f"The input has the column {ORIGIN_ROW}, which rankmill needs for itself.",
+            f"The input has the column {own[0]}, a name which rankmill needs for itself.",
             "Rename it.",
         )
     wanted = list(pairs.names) if columns is None else list(columns)

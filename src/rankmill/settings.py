@@ -17,6 +17,8 @@ from rankmill.errors import ConfigError
 S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
 PositiveInt = Annotated[int, Field(gt=0)]
+# Stands in a setting for the date of a nightly run.
+DATE = "{date}"
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -79,6 +81,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}.")
     return values
+
+
+def fill_date(values: Any, date: str) -> Any:  # noqa: ANN401 - plain values, as YAML holds them
+    """The same values with `{date}` filled in wherever a text holds it."""
+    if isinstance(values, dict):
+        return {key: fill_date(value, date) for key, value in values.items()}
+    if isinstance(values, list):
+        return [fill_date(value, date) for value in values]
+    return values.replace(DATE, date) if isinstance(values, str) else values
 
 
 def put(values: dict[str, Any], dotted: str, value: Setting) -> None:

@@ -1,4 +1,4 @@
-"""The input as it lies in storage: files, row groups, one schema, one layout.
+"""The input as a run reads it: one layout, the columns that are scored, all row groups.
 
 Nothing here knows shards or Ray. A `Source` is small (a few numbers a row group), pickles, and
 reads any of its row groups as a table of the unified schema.
@@ -6,11 +6,9 @@ reads any of its row groups as a table of the unified schema.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,57 +17,25 @@ import pyarrow.types as pat
 from rankmill import schema, storage
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.errors import InputError
+from rankmill.listing import Listing, RowGroup, list_tables
 from rankmill.storage import StoredFile
 
-Layout = Literal["pairs", "nested"]
-# Footers are read by threads: on an object store each is one or two round trips.
-_FOOTER_THREADS = 16
+Layout = Literal["pairs", "nested", "ids"]
+# A column's role, its name, what its type must satisfy, and how that is said.
+Role = tuple[str, str, Callable[[pa.DataType], bool], str]
 _READ_ROWS = 4096
 _READ_BYTES = 1 << 20
-# Below so many bytes a value, a column with a dictionary may hold far more text than it weighs.
-_DICTIONARY_BYTES = 64
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
-class RowGroup:
-    """`rows` table rows holding `pairs` pairs (equal unless nested), from `first_row` of its file.
-
-    text_bytes: of the columns that are scored; total_bytes: of all columns; both uncompressed, as
-    the footer has them. Columns of repeating texts are stored as a dictionary, far smaller than
-    the texts: they are named in `repeating` and left out of text_bytes.
-    """
-
-    file: int
-    index: int
-    rows: int
-    pairs: int
-    text_bytes: int
-    total_bytes: int
-    first_row: int
-    repeating: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The listed input. `table_schema` has a row as stored, `pair_schema` a row a pair."""
+class Table:
+    """Listed files of one schema, any row group of which can be read."""
 
     files: tuple[StoredFile, ...]
     partitions: tuple[tuple[tuple[str, Any], ...], ...]
     row_groups: tuple[RowGroup, ...]
     table_schema: pa.Schema
-    pair_schema: pa.Schema
-    layout: Layout
-    columns: ColumnNames
-    has_query_id: bool
     profile: str | None
-
-    @property
-    def query_key(self) -> str:
-        """The column whose equal consecutive values make one candidate list."""
-        if self.has_query_id and self.columns.query_id is not None:
-            return self.columns.query_id
-        return self.columns.query
 
     def batches(
         self, group: RowGroup, columns: Sequence[str] | None = None, rows: int = _READ_ROWS
@@ -120,51 +86,120 @@ class Source:
             columns.append(column)
         return pa.table(columns, schema=pa.schema([self.table_schema.field(n) for n in names]))
 
+    def refuse_changed(self, number: int) -> None:
+        """Raise `InputError` when a file is not the one that was listed any more."""
+        file = self.files[number]
+        now = storage.current_version(file, self.profile)
+        if now != file.version:
+            raise InputError(
+                f"{file.url} has changed since the run was planned: version {file.version}, now "
+                f"{now}.",
+                "Put the old file back, or start again with --overwrite.",
+            )
+
+
+@dataclass(frozen=True)
+class TextTable(Table):
+    """The queries or the documents of the `ids` layout: texts by id.
+
+    name: `queries` or `documents`; key: the id's column; texts: the columns that are joined to the
+    candidates. mean_bytes: of a row's texts in UTF-8, from the footers.
+    """
+
+    name: str
+    key: str
+    texts: tuple[str, ...]
+    mean_bytes: float
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return sum(group.rows for group in self.row_groups)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where sorted rows come from.
+
+    urls: the input's files; starts: the first row of each, and the end, when the rows of all
+    files are counted together.
+    """
+
+    urls: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Source(Table):
+    """The listed input. `table_schema` has a row as stored, `pair_schema` a row a pair.
+
+    texts: in the `ids` layout, the queries and the documents. origin: of rows that were sorted
+    into a staging folder, each of which has its number in the column `ORIGIN_ROW`.
+    """
+
+    pair_schema: pa.Schema
+    layout: Layout
+    columns: ColumnNames
+    has_query_id: bool
+    texts: tuple[TextTable, ...] = ()
+    origin: Origin | None = None
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The columns that are not the input's own, but come from `texts`."""
+        return tuple(name for table in self.texts for name in table.texts)
+
+    @property
+    def query_key(self) -> str:
+        """The column whose equal consecutive values make one candidate list."""
+        if self.has_query_id and self.columns.query_id is not None:
+            return self.columns.query_id
+        return self.columns.query
+
 
 def open_source(config: InputConfig, profile: str | None = None) -> Source:
     """List the input, read every footer, unify the schemas and find the layout.
 
+    For the layouts `pairs` and `nested`; `text_tables.open_ids` opens the third.
+
     Raises `InputError` naming the file and column for a file that is not Parquet, schemas that
     do not unify, a missing column, or a column of the wrong type.
     """
-    files = storage.list_files(config.paths, profile)
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda file: _footer(file, profile), files))
-    partition_schema, partitions = _partitions([file.folders for file in files])
-    schemas = [(f.url, footer.schema.to_arrow_schema()) for f, footer in zip(files, footers)]
-    table_schema = schema.unify(schemas)
-    for field in partition_schema:
-        if field.name in table_schema.names:
-            partitions = [{k: v for k, v in p.items() if k != field.name} for p in partitions]
-        else:
-            table_schema = table_schema.append(field)
-
-    layout = _layout(config, table_schema)
-    pair_schema = _pair_schema(layout, config.columns, table_schema)
-    where = files[0].url if len(files) == 1 else f"{files[0].url} and {len(files) - 1} more"
-    has_query_id = _check_columns(config.columns, pair_schema, where)
+    if config.layout == "ids":
+        raise InputError(
+            "This input has no texts: with layout ids they lie in other tables.",
+            "Give a table of pairs; layout ids is for rerank and plan.",
+        )
+    listing = list_tables(config.paths, profile)
+    layout = _layout(config, listing.table_schema)
+    pair_schema = _pair_schema(layout, config.columns, listing.table_schema)
+    has_query_id = _check_columns(config.columns, pair_schema, listing.where)
     needed = _needed_columns(config.columns, layout, has_query_id)
     told = config.columns.instruction
-    if told is not None and told in table_schema.names:  # else it lies inside the candidates
+    if told is not None and told in listing.table_schema.names:  # else inside the candidates
         needed.append(told)
-    _refuse_lacking_files(needed, schemas, partitions)
-    # Names that a Parquet leaf path may start or end with when it holds text to be scored.
+    listing.refuse_lacking_files(needed)
     leaves = frozenset([config.columns.query, *config.columns.document_parts])
     return Source(
-        files=tuple(files),
-        partitions=tuple(tuple(p.items()) for p in partitions),
-        row_groups=tuple(
-            group
-            for index, footer in enumerate(footers)
-            for group in _row_groups(index, footer, layout, leaves)
-        ),
-        table_schema=table_schema,
+        **table_of(listing, listing.row_groups(leaves, layout == "nested"), profile),
         pair_schema=pair_schema,
         layout=layout,
         columns=config.columns,
         has_query_id=has_query_id,
-        profile=profile,
     )
+
+
+def table_of(
+    listing: Listing, row_groups: tuple[RowGroup, ...], profile: str | None
+) -> dict[str, Any]:
+    """What a `Table` of listed files has, by name."""
+    return {
+        "files": listing.files,
+        "partitions": listing.partitions,
+        "row_groups": row_groups,
+        "table_schema": listing.table_schema,
+        "profile": profile,
+    }
 
 
 def _broken_columns(parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> list[str]:
@@ -177,47 +212,6 @@ def _broken_columns(parquet: pq.ParquetFile, group: int, names: Sequence[str]) -
         except (pa.ArrowException, OSError):
             broken.append(name)
     return broken
-
-
-def _footer(file: StoredFile, profile: str | None) -> pq.FileMetaData:
-    try:
-        with storage.open_input(file.url, profile) as handle:
-            return pq.read_metadata(handle)
-    except (pa.ArrowException, OSError) as error:
-        if "encrypted" in str(error):
-            raise InputError(f"{file.url} is encrypted.", "Write it without encryption.") from None
-        raise InputError(
-            f"{file.url} is not a readable Parquet file ({file.size} bytes): {error}.",
-            "Remove it from the input, or give a glob that leaves it out.",
-        ) from None
-
-
-def _partitions(folders: list[tuple[str, ...]]) -> tuple[pa.Schema, list[dict[str, Any]]]:
-    """Hive partition columns (`…/day=2026-11-21/…`): int64 where every value is one, else text.
-
-    folders: those of each file below the path that was given.
-    """
-    raw = [dict(name.split("=", 1) for name in names if "=" in name) for names in folders]
-    names = list(dict.fromkeys(name for values in raw for name in values))
-    fields = []
-    for name in names:
-        values = [v[name] for v in raw if v.get(name, _HIVE_NULL) != _HIVE_NULL]
-        whole = bool(values) and all(_is_int64(value) for value in values)
-        fields.append(pa.field(name, pa.int64() if whole else pa.string()))
-    partitions = [
-        {
-            field.name: (int(v) if field.type == pa.int64() else unquote(v))
-            if (v := values.get(field.name, _HIVE_NULL)) != _HIVE_NULL
-            else None
-            for field in fields
-        }
-        for values in raw
-    ]
-    return pa.schema(fields), partitions
-
-
-def _is_int64(text: str) -> bool:
-    return text.removeprefix("-").isdecimal() and -(2**63) <= int(text) < 2**63
 
 
 def _layout(config: InputConfig, table: pa.Schema) -> Layout:
@@ -261,7 +255,7 @@ def _check_columns(columns: ColumnNames, pairs: pa.Schema, where: str) -> bool:
     """Check names and types; whether there is a query id."""
     has_query_id = columns.query_id is not None and columns.query_id in pairs.names
     asked = "query_id" in columns.model_fields_set and columns.query_id is not None
-    wanted = [("query", columns.query, schema.is_text, "text")]
+    wanted: list[Role] = [("query", columns.query, schema.is_text, "text")]
     wanted += [("document", name, schema.is_text, "text") for name in columns.document_parts]
     if columns.doc_id is not None:
         wanted.append(("doc_id", columns.doc_id, schema.is_id, "text or integers"))
@@ -269,18 +263,7 @@ def _check_columns(columns: ColumnNames, pairs: pa.Schema, where: str) -> bool:
         wanted.append(("instruction", columns.instruction, schema.is_text, "text"))
     if columns.query_id is not None and (has_query_id or asked):
         wanted.append(("query_id", columns.query_id, schema.is_id, "text or integers"))
-    for role, name, fits, expected in wanted:
-        if name not in pairs.names:
-            raise InputError(
-                f"The column {name} ({role}) is missing in {where}.",
-                f"The input has {', '.join(pairs.names) or 'no columns'}; "
-                f"name the right one with input.columns.{role}.",
-            )
-        found = pairs.field(name).type
-        if not fits(found) and not pat.is_null(found):
-            raise InputError(
-                f"The column {name} ({role}) must hold {expected}, found {found} in {where}."
-            )
+    refuse_unfit(wanted, pairs, where)
     return has_query_id
 
 
@@ -294,54 +277,17 @@ def _needed_columns(columns: ColumnNames, layout: Layout, has_query_id: bool) ->
     return [name for name in wanted if name is not None]
 
 
-def _refuse_lacking_files(
-    wanted: list[str],
-    schemas: list[tuple[str, pa.Schema]],
-    partitions: list[dict[str, Any]],
-) -> None:
-    """Columns that pass through may be missing from some files; those that are scored may not."""
-    for (file, found), fixed in zip(schemas, partitions):
-        missing = [name for name in wanted if name not in found.names and name not in fixed]
-        if missing:
+def refuse_unfit(wanted: Sequence[Role], found: pa.Schema, where: str) -> None:
+    """Raise `InputError` for a column that is missing or of the wrong type."""
+    for role, name, fits, expected in wanted:
+        if name not in found.names:
             raise InputError(
-                f"The column {', '.join(missing)} is missing in {file}, other files have it.",
-                "Write all files with these columns, or leave that file out.",
+                f"The column {name} ({role}) is missing in {where}.",
+                f"The input has {', '.join(found.names) or 'no columns'}; "
+                f"name the right one with input.columns.{role}.",
             )
-
-
-def _row_groups(
-    file: int, footer: pq.FileMetaData, layout: Layout, leaves: frozenset[str]
-) -> Iterator[RowGroup]:
-    first_row = 0
-    for index in range(footer.num_row_groups):
-        group = _row_group(file, index, footer.row_group(index), layout, leaves, first_row)
-        first_row += group.rows
-        yield group
-
-
-def _row_group(
-    file: int,
-    index: int,
-    group: pq.RowGroupMetaData,
-    layout: Layout,
-    leaves: frozenset[str],
-    first_row: int,
-) -> RowGroup:
-    text_bytes, pairs = 0, group.num_rows
-    repeating: dict[str, None] = {}
-    for number in range(group.num_columns):
-        column = group.column(number)
-        path = column.path_in_schema.split(".")
-        if path[0] in leaves or path[-1] in leaves:
-            small = column.total_uncompressed_size < _DICTIONARY_BYTES * column.num_values
-            if column.has_dictionary_page and small:
-                repeating[path[0] if path[0] in leaves else path[-1]] = None
-            else:
-                text_bytes += column.total_uncompressed_size
-            if layout == "nested" and path[-1] in leaves and len(path) > 1:
-                # A leaf of a list counts one value a candidate (and one for an empty list).
-                pairs = max(pairs, column.num_values)
-    total = group.total_byte_size
-    return RowGroup(
-        file, index, group.num_rows, pairs, text_bytes, total, first_row, tuple(repeating)
-    )
+        data_type = found.field(name).type
+        if not fits(data_type) and not pat.is_null(data_type):
+            raise InputError(
+                f"The column {name} ({role}) must hold {expected}, found {data_type} in {where}."
+            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -289,6 +290,31 @@ def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
         yield file
 
 
+def write_file(path: str, content: bytes, profile: str | None = None) -> None:
+    """Write a file of the user's own, local or remote, its folders too.
+
+    What is there is replaced, and no reader of a file sees a part. Raises `ConfigError` when it
+    cannot be written.
+    """
+    fs, bare = filesystem(absolute(path), profile)
+    try:
+        with os_errors():
+            if is_remote(path) or (os.path.exists(bare) and not os.path.isfile(bare)):
+                fs.pipe_file(bare, content)  # what is there may be a pipe or /dev/stdout
+                return
+            bare = os.path.realpath(bare)
+            temporary = Path(f"{bare}.{uuid.uuid4().hex}")
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(content)
+                temporary.replace(bare)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"{path} cannot be written: {why}.", "Check its folder.") from None
+
+
 def read_table(
     paths: str | Sequence[str], columns: Sequence[str] | None = None, profile: str | None = None
 ) -> pa.Table:
@@ -313,20 +339,6 @@ def read_batches(
         yield from dataset.to_batches(
             columns=list(columns), batch_size=_BATCH_ROWS, batch_readahead=4, fragment_readahead=1
         )
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write a file of the user's own, local or remote; what is there is replaced.
-
-    Raises `ConfigError` when it cannot be written.
-    """
-    fs, bare = filesystem(absolute(path))
-    try:
-        with os_errors():
-            fs.pipe_file(bare, content)
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise ConfigError(f"{path} cannot be written: {why}.", "Check its folder.") from None
 
 
 def require_folder(path: str) -> None:

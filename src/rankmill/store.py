@@ -222,6 +222,15 @@ class Store:
             return None
 
     @os_errors()
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Some bytes of a file. Raises `OSError` when there are fewer, or there is no such file."""
+        fs, path = self._at(name)
+        content = cast(bytes, fs.cat_file(path, start=start, end=stop))
+        if len(content) != stop - start:
+            raise OSError(f"{join(self.url, name)} ends before byte {stop:,}")
+        return content
+
+    @os_errors()
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """The contents of those files that exist; object stores are asked concurrently."""
         if not names:

@@ -30,10 +30,14 @@ _TOKENIZE_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a fault may cost. store: where attempts are noted; batch_seconds: see `Allowance`."""
+    """What a fault may cost. store: where attempts are noted; batch_seconds: see `Allowance`.
+
+    run: the fingerprint that messages name.
+    """
 
     store: Store
     batch_seconds: float
+    run: str = ""
 
 
 def tokenize(
@@ -80,6 +84,8 @@ class ScoringWorker:
                 scored = self._score_here(envelope)
                 if scored is not None:
                     return scored
+            else:
+                _warn(envelope.shard, "an earlier attempt ended its process")
             self._forget_model()
             settings = self._settings
             with Isolation(
@@ -96,7 +102,7 @@ class ScoringWorker:
         except BaseException as error:  # panics of libraries are no Exception
             if is_interrupt(error):
                 raise
-            log.warning("Shard %d is scored apart: %s", envelope.shard, kind_and_place(error))
+            _warn(envelope.shard, kind_and_place(error))
             if self._settings.profile.device == "cuda" and not isinstance(error, MemoryError):
                 # It can spoil all that this process does on the GPU from now on.
                 os._exit(1)
@@ -122,3 +128,7 @@ class ScoringWorker:
         """Make room for another process's."""
         self._model = None
         profile.free_memory(self._settings.profile.device)
+
+
+def _warn(shard: int, why: str) -> None:
+    log.warning("Shard %d is scored apart: %s", shard, why, extra={"shard": shard})

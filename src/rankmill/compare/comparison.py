@@ -187,11 +187,11 @@ def _on_ray(
     paths: Sequence[str],
     listener: Listener | None,
 ) -> Changes:
-    from rankmill import pipeline
+    from rankmill import cluster, pipeline
 
-    if pipeline.is_foreign_cluster(compute):
+    if cluster.is_foreign_cluster(compute):
         refuse_relative(paths)
-    with pipeline.connected(compute):
+    with cluster.connected(compute):
         one, other = (
             index(run, pipeline.map_shared(query_hashes, run, range(len(run.parts))))
             for run in work.runs

@@ -82,14 +82,14 @@ def export(
 
     Raises `StartError` (nothing was started), `OutputBusy`, or `RunFailed`.
     """
-    from rankmill import pipeline
+    from rankmill import cluster, pipeline
 
     started = time.monotonic()
     config = read_section(ExportConfig, {"format": format, **settings})
     refuse_contradictions(config, qrels is not None, bool(agree_runs))
     compute = ComputeConfig(address=address)
     sources = [str(ranked), *map(str, agree_runs)]
-    if pipeline.is_foreign_cluster(compute):
+    if cluster.is_foreign_cluster(compute):
         refuse_relative([*sources, str(output)])
     store = Store(storage.absolute(str(output)), profile)
     sources = [storage.absolute(path) for path in sources]
@@ -102,7 +102,7 @@ def export(
         with storage.reaching(store.url):
             stack.enter_context(Lease(store))
             _begin(work, overwrite)
-        stack.enter_context(pipeline.connected(compute))
+        stack.enter_context(cluster.connected(compute))
         try:
             indexed = [
                 index(run, pipeline.map_shared(query_hashes, run, range(len(run.parts))))
