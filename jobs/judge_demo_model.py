@@ -12,22 +12,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import rankmill
 from rankmill.demo.candidates import build_demo
+from rankmill.fusion import first_stage, fuse
+from rankmill.rank_settings import FuseConfig
 
-BM25_WEIGHT = 0.5  # of min-max normalised scores: half and half
-
-
-def normalized(scores: pd.Series, queries: pd.Series) -> pd.Series:
-    """Scores moved to 0..1 within each query (a list of equal scores becomes 0)."""
-    by_query = scores.groupby(queries)
-    low = by_query.transform("min")
-    spread = by_query.transform("max") - low
-    return ((scores - low) / spread.where(spread > 0, 1.0)).astype("float64")
+HALF_AND_HALF = FuseConfig(column="bm25_score", method="minmax", weight=0.5)
 
 
 def main() -> None:
@@ -50,9 +43,9 @@ def main() -> None:
     scorer = rankmill.Scorer(
         options.model, device="cpu", precision=options.precision, max_length=options.max_length
     )
-    model = pd.Series(scorer.score(list(zip(rows["query"], documents, strict=True))))
-    bm25 = normalized(rows["bm25_score"], rows["query_id"])
-    both = BM25_WEIGHT * bm25 + (1 - BM25_WEIGHT) * normalized(model, rows["query_id"])
+    model = scorer.score(list(zip(rows["query"], documents, strict=True)))
+    bm25 = first_stage(candidates["bm25_score"], "bm25_score")
+    both = fuse(rows["query_id"].factorize()[0], model, bm25, HALF_AND_HALF)
     for name, scores in (("model", model), ("model + BM25", both)):
         ranked = rows.assign(rerank_score=scores)
         found = rankmill.evaluate(ranked, qrels, metrics="ndcg@10", baseline="bm25_rank")

@@ -58,6 +58,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
+def free_model(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model's folder for the scorer `own_scorers:Poisoned`, which costs nothing; no faults."""
+    folder = tmp_path_factory.mktemp("free")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny_model("bert")) / name, folder)
+    (folder / "poison.json").write_text("{}")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """The cluster that all ordinary tests share; runs inside a test use it as it is."""
     import ray

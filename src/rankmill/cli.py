@@ -11,11 +11,13 @@ import typer
 from rich.console import Console
 
 from rankmill import console, job, model_tables
+from rankmill.calibrate_command import calibrate_command
 from rankmill.compare_command import compare_command
-from rankmill.config import RunConfig, has_credentials, load_config
+from rankmill.config import RunConfig, load_config
 from rankmill.errors import ConfigError, RankmillError
 from rankmill.evaluate_command import evaluate_command
 from rankmill.export_command import export_command
+from rankmill.masking import has_credentials
 from rankmill.models.presets import presets
 from rankmill.nightly import read_date
 from rankmill.nightly_command import nightly_command
@@ -24,6 +26,7 @@ from rankmill.quantize_command import quantize_command
 from rankmill.report import draw_report
 from rankmill.settings import Setting, parse_override
 from rankmill.status import read_status
+from rankmill.tune_command import tune_command
 from rankmill.verify import verify
 
 app = typer.Typer(
@@ -195,6 +198,8 @@ def report(
 
 
 app.command("evaluate")(evaluate_command)
+app.command("tune")(tune_command)
+app.command("calibrate")(calibrate_command)
 app.command("compare")(compare_command)
 app.command("export")(export_command)
 app.command("nightly")(nightly_command)

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from rankmill import markers, outcome, rank, schema, score_files, summary
+from rankmill import calibration, fusion, markers, outcome, rank, schema, score_files, summary
+from rankmill.calibration import Curve
 from rankmill.envelope import Envelope, Scored
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, ModelCost, WrittenFile
 from rankmill.outcome import Outcome
+from rankmill.rank_settings import FuseConfig
 from rankmill.results import ONE_MODEL, Results
 from rankmill.schema import MISSING, ORIGIN_ROW
 from rankmill.store import Store
@@ -39,8 +41,8 @@ _WRITE_ATTEMPTS = 4
 class CommitSettings:
     """What every commit of a run needs.
 
-    columns: the input columns that are written; results: those that the run adds; joined: those
-    that other tables gave, by id.
+    columns: the input columns that are written; results: those that the run adds; fuse, curve: how
+    two of them are made, where it adds them. joined: those that other tables gave, by id.
     """
 
     store: Store
@@ -52,6 +54,8 @@ class CommitSettings:
     min_score: float | None
     metadata: Mapping[str, str]
     results: Results = ONE_MODEL
+    fuse: FuseConfig | None = None
+    curve: Curve | None = None
     joined: tuple[str, ...] = ()
 
 
@@ -127,10 +131,20 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     is_bad = np.array([why is not None for why in reason], bool)
     kept, bad = np.flatnonzero(~is_bad), np.flatnonzero(is_bad)
     missed_by_kept = None if missed is None else missed[kept]
+    # Of a cascade, the scores of the last stage; what it did not see has others, on their scale.
+    final = score if missed is None else np.where(missed == 0, score, np.float32(np.nan))
+    fused = None
+    if settings.fuse is not None:
+        first = fusion.first_stage(envelope.rows.column(settings.fuse.column), settings.fuse.column)
+        fused = fusion.fuse(query[kept], final[kept], first[kept], settings.fuse)
     ranking = rank.rank_rows(
-        query[kept], score[kept], settings.top_k, settings.min_score, missed_by_kept
+        query[kept], score[kept], settings.top_k, settings.min_score, missed_by_kept, fused
     )
-    part = _part(envelope.rows, kept[ranking.rows], found, ranking.rank, settings)
+    added = {} if fused is None else {"fused": fused[ranking.rows]}
+    if settings.curve is not None:
+        chosen = final[kept[ranking.rows]]
+        added["probability"] = calibration.probabilities(settings.curve, chosen)
+    part = _part(envelope.rows, kept[ranking.rows], found, ranking.rank, settings, added)
     stored = outcome.scored_pairs(done)
 
     number = f"{envelope.shard:05d}"
@@ -183,6 +197,7 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
             ranking.rows,
             *_lengths(_read_by(done, settings.results).pairs),
             missed_by_kept,
+            fused,
         ).to_text(),
     )
     return FinishedShard({name: content for name, _, content in files}, marker)
@@ -204,7 +219,9 @@ def _part(
     found: Outcome,
     places: npt.NDArray[np.int32],
     settings: CommitSettings,
+    added: Mapping[str, npt.NDArray[np.float32]],
 ) -> pa.Table:
+    """The rows to be written. added: float32 [rows], NaN for null, by the column's name."""
     scores = found.score[chosen]
     unscored = np.isnan(scores)
     results: dict[str, pa.Array] = {
@@ -216,6 +233,7 @@ def _part(
     }
     for name, beside in zip(settings.results.names, found.beside, strict=True):
         results[f"score_{name}"] = pa.array(beside[chosen], mask=unscored)
+    results |= {name: pa.array(values, mask=np.isnan(values)) for name, values in added.items()}
     part = table.select(list(settings.columns)).take(pa.array(chosen))
     for name, data_type in settings.results.columns.items():
         part = part.append_column(pa.field(settings.prefix + name, data_type), results[name])

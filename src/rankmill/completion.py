@@ -70,6 +70,8 @@ def finish(
         **{key: run.recorded[key] for key in ("model", "profile", "versions")},
         "files": [done[index].part.name for index in sorted(done)],
     }
+    if ready.ranking:
+        manifest["rank"] = ready.ranking
     if len(ready.models) > 1:
         manifest["models"] = _by_model(ready, run, pools, done)
     output.remove_scraps(ready.store)

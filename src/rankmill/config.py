@@ -16,6 +16,8 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from rankmill import labels
 from rankmill.errors import ConfigError
 from rankmill.gate_settings import GatesConfig
+from rankmill.masking import has_credentials
+from rankmill.rank_settings import RankConfig
 from rankmill.results import (
     Results,
     refuse_several_ways,
@@ -38,12 +40,6 @@ CONTRACT_VERSION = 1
 # Settings of a model that its digest or its profile stands for.
 _ELSEWHERE = {"name", "revision", "scorer", "backend", "precision"}
 
-
-# Parameters of a URL that let in whoever has it.
-_SIGNED = re.compile(
-    r"[?&#;][^=&]*(signature|token|secret|sig|credential|passw(or)?d|api-?_?key|accesskey(id)?)=",
-    re.IGNORECASE,
-)
 
 # Ends a column's name, and is a key in a file and after `--set`.
 ColumnSuffix = Annotated[str, StringConstraints(pattern=r"^[\w-]+$", max_length=64)]
@@ -274,6 +270,7 @@ class RunConfig(Section):
     stages: list[StageConfig] = Field(default_factory=list)
     models: dict[ColumnSuffix, ModelConfig] = Field(default_factory=dict)
     rank_by: Name | None = None
+    rank: RankConfig = RankConfig()
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
     reuse: list[Name] = Field(
@@ -294,6 +291,7 @@ class RunConfig(Section):
             ("gates.previous", self.gates.previous or ""),
             *((f"{key}.name", asked.name) for key, asked in self.scorers.items()),
             ("compute.address", self.compute.address or ""),
+            ("rank.calibration", self.rank.calibration or ""),
         ]:
             if "\0" in path:
                 raise ValueError(f"{setting} holds a null character")
@@ -336,7 +334,13 @@ class RunConfig(Section):
         """What the run adds to each row."""
         names = tuple(self.models)
         ranked_by = names.index(self.rank_by) + 1 if self.rank_by is not None else 1
-        return Results(len(self.stages), names, ranked_by)
+        return Results(
+            len(self.stages),
+            names,
+            ranked_by,
+            fused=self.rank.fuse is not None,
+            probability=self.rank.calibration is not None,
+        )
 
     def result_settings(self) -> dict[str, Setting]:
         """The settings that change what is computed or written, as plain JSON values.
@@ -348,6 +352,7 @@ class RunConfig(Section):
         found: dict[str, Setting] = {
             "input": self.input.model_dump(mode="json", exclude={"path", "queries", "documents"}),
             "output": self.output.model_dump(mode="json", exclude={"path"}),
+            **self.rank.result_settings(),
         }
         scored_by: dict[str, Setting] = {
             key.rpartition(".")[2]: asked.model_dump(mode="json", exclude=_ELSEWHERE)
@@ -359,16 +364,6 @@ class RunConfig(Section):
             return found | {"stages": scored_by}
         # Columns stand in the order of the models; a mapping does not keep it.
         return found | {"models": scored_by, "order": list(scored_by), "rank_by": self.rank_by}
-
-
-def has_credentials(path: str) -> bool:
-    """Whether a URL names a user, something after a colon that is not a port, or a signature."""
-    host = re.split(r"[/?#]", path.partition("://")[2], maxsplit=1)[0]
-    _, colon, port = host.partition(":")
-    arn = host.startswith("arn:")  # an S3 access point
-    user = "@" in host and not path.startswith(("abfs://", "abfss://", "az://"))  # container@host
-    signed = _SIGNED.search(path)
-    return user or signed is not None or bool(colon and not port.isdigit() and not arn)
 
 
 def load_config(

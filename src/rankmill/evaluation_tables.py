@@ -53,7 +53,7 @@ def evaluation_table(found: Evaluation) -> Table:
     table = _table("metric", "baseline", "ranked", *_DIFFERENCE)
     for row in found.baseline.to_dict("records"):
         means = (_mean(row["baseline"]), _mean(row["ranked"]))
-        table.add_row(row["metric"], *means, *_differences(row))
+        table.add_row(row["metric"], *means, *differences(row))
     return table
 
 
@@ -86,7 +86,7 @@ def _runs_table(found: Evaluation, runs: pd.DataFrame) -> Table:
         for at, row in enumerate(rows):
             shown = metric if at == 0 and found.baseline is None else ""
             run = escape(str(row["run"]))
-            table.add_row(shown, run, _mean(row["value"]), *_differences(row))
+            table.add_row(shown, run, _mean(row["value"]), *differences(row))
         table.add_section()
     return table
 
@@ -115,7 +115,7 @@ def _slice_tables(
             for row in rows.sort_values("metric", key=_order(found), kind="stable").to_dict(
                 "records"
             ):
-                difference, _, *p_values = _differences(row)
+                difference, _, *p_values = differences(row)
                 named = (
                     "" if row["metric"] == last else row["metric"],
                     *([escape(row["run"])] if run else []),
@@ -176,8 +176,8 @@ def _signed(value: float) -> str:
     return f"{round(value, 4) + 0.0:+.4f}"  # a zero has no sign
 
 
-def _differences(row: dict[str, float]) -> tuple[str, str, str, str]:
-    """difference, interval and both p-values; nothing for the reference itself."""
+def differences(row: dict[str, float]) -> tuple[str, str, str, str]:
+    """Difference, interval and both p-values as shown; nothing for the reference itself."""
     if math.isnan(row["difference"]):
         return ("", "", "", "")
     interval = f"{_signed(row['low'])} to {_signed(row['high'])}"

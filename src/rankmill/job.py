@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -82,13 +83,14 @@ def rerank(
             _refuse_changed_output(ready, overwrite)
         stack.enter_context(cluster.connected(ready.config.compute))
         profiles, pools = _resolve(ready)
+        ready.refuse_uncalibrated(profiles)
         source: Source = ready.source
         lookups: tuple[Lookup, ...] = ()
         if ready.pending:
             source, lookups = ready.staging.carry_out(lease)
         described = [model.description for model in ready.models]
         run = runs.make_run(
-            ready.config, ready.source, described, ready.plan, profiles, ready.reused
+            ready.config, ready.source, described, ready.plan, profiles, ready.beside
         )
         with storage.reaching(ready.store.url), ready.store.locked():
             lease.refuse_lost()
@@ -275,6 +277,7 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
     described = ready.model.description.to_json()
     model = {f"rankmill.model.{k}": str(v) for k, v in described.items() if v}
     wanted = ready.config.output
+    ranking = {f"rankmill.rank.{k}": json.dumps(v) for k, v in ready.ranking.items()}
     return CommitSettings(
         store=ready.store,
         fingerprint=run.fingerprint,
@@ -285,9 +288,12 @@ def _commit_settings(ready: Prepared, run: Run) -> CommitSettings:
         min_score=wanted.min_score,
         metadata={
             **model,
+            **ranking,
             "rankmill.version": run.recorded["versions"].get("rankmill", "unknown"),
             "rankmill.run": run.fingerprint,
         },
         results=ready.config.results,
+        fuse=ready.config.rank.fuse,
+        curve=None if ready.calibration is None else ready.calibration.content.curve,
         joined=ready.source.joined,
     )

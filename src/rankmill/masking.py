@@ -12,6 +12,12 @@ import re
 
 MASK = "***"
 
+# Parameters of a URL that let in whoever has it.
+_SIGNED = re.compile(
+    r"[?&#;][^=&]*(signature|token|secret|sig|credential|passw(or)?d|api-?_?key|accesskey(id)?)=",
+    re.IGNORECASE,
+)
+
 _PATTERNS = (
     # scheme://user:password@host, and a token in the user's place. In abfs:// the container
     # stands there; a port is no password.
@@ -42,6 +48,16 @@ _SECRET_NAME = re.compile(
 _LEAST = 8
 # What would move a terminal's cursor or change its colours; and halves of characters.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def has_credentials(path: str) -> bool:
+    """Whether a URL names a user, something after a colon that is not a port, or a signature."""
+    host = re.split(r"[/?#]", path.partition("://")[2], maxsplit=1)[0]
+    _, colon, port = host.partition(":")
+    arn = host.startswith("arn:")  # an S3 access point
+    user = "@" in host and not path.startswith(("abfs://", "abfss://", "az://"))  # container@host
+    signed = _SIGNED.search(path)
+    return user or signed is not None or bool(colon and not port.isdigit() and not arn)
 
 
 def mask(text: str) -> str:

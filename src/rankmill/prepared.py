@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankmill import output, reuse, runs, schema, staging, storage
+from rankmill import fusion, output, reuse, runs, schema, staging, storage
+from rankmill.calibration import StoredCalibration, read_calibration
 from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import OutputError
 from rankmill.load import Estimate, Load
@@ -15,7 +16,9 @@ from rankmill.markers import Marker
 from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
 from rankmill.plan import GPU_TIMES, Plan
+from rankmill.profile import Profile
 from rankmill.reuse import Previous
+from rankmill.settings import Setting
 from rankmill.source import Source
 from rankmill.staging import Cost, Staging
 from rankmill.store import Store
@@ -56,6 +59,7 @@ class Prepared:
     models: in the order in which they score. staging: what is done before shards are read. stored:
     run.json of an earlier start; committed: its shards that need not be done again. previous:
     outputs to take scores from, if any are to be computed; reused: their names for the run's own.
+    calibration: what `config.rank` names.
     """
 
     config: RunConfig
@@ -67,6 +71,25 @@ class Prepared:
     committed: dict[int, Marker]
     previous: tuple[Previous, ...]
     reused: dict[str, str]
+    calibration: StoredCalibration | None
+
+    @property
+    def beside(self) -> dict[str, Setting]:
+        """What else names the run: see `runs.identity_without_profile`."""
+        return _beside(self.reused, self.calibration)
+
+    @property
+    def ranking(self) -> dict[str, Setting]:
+        """What makes the order and probabilities beside the scores; empty where nothing does."""
+        found = self.config.rank.model_dump(mode="json", include={"fuse"}, exclude_none=True)
+        return found if self.calibration is None else found | {"calibration": self.calibration.rule}
+
+    def refuse_uncalibrated(self, profiles: Sequence[Profile]) -> None:
+        """Raise `ConfigError` when the calibration is for scores of another precision."""
+        if self.calibration is not None:
+            precision = profiles[self.config.results.deciding - 1].precision
+            described = self.model.description.to_json()
+            self.calibration.refuse_other(described, self.config.result_settings(), precision)
 
     @property
     def plan(self) -> Plan:
@@ -118,6 +141,8 @@ def prepare(
     output.refuse_overlap(config.reuse, store.url, "reused output")
     source = open_input(config.input, config.storage.profile)
     carried_columns(config, source)
+    if config.rank.fuse is not None:
+        fusion.refuse_unfit(source.pair_schema, config.rank.fuse)
     with storage.reaching(store.url):
         stored = None if overwrite else runs.stored_run(store)
         if stored is None:
@@ -125,6 +150,8 @@ def prepare(
     found = _describe(config, model)
     if not any(one.takes_instruction for one in found):
         refuse_instructions(found[0], config.input.columns.instruction)
+    deciding = found[config.results.deciding - 1]
+    calibration = _read_calibration(config, deciding)
     previous: tuple[Previous, ...] = ()
     recorded: dict[str, str] = {}
     if stored is None:
@@ -133,8 +160,8 @@ def prepare(
     else:
         recorded = stored["identity"].get("reuse", {})
         reused = reuse.recorded_names(config.reuse, recorded)
-        identity = runs.identity_without_profile(config, source, found, reused)
-        deciding = found[config.results.deciding - 1]
+        beside = _beside(reused, calibration)
+        identity = runs.identity_without_profile(config, source, found, beside)
         names = (str(stored["model"]["name"]), str(deciding.to_json()["name"]))
         runs.refuse_other(store, stored, identity, names=names)
     models = _models(config, found)
@@ -160,8 +187,30 @@ def prepare(
             previous = reuse.look_at(config.reuse, config.storage.profile)
             reuse.refuse_changed(previous, recorded, store.url)
     return Prepared(
-        config, source, models, before, store, stored, committed, previous=previous, reused=reused
+        config,
+        source,
+        models,
+        before,
+        store,
+        stored,
+        committed,
+        previous=previous,
+        reused=reused,
+        calibration=calibration,
     )
+
+
+def _beside(reused: dict[str, str], calibration: StoredCalibration | None) -> dict[str, Setting]:
+    given: dict[str, Setting] = {} if not reused else {"reuse": dict(reused)}
+    return given if calibration is None else given | {"calibration": calibration.sha256}
+
+
+def _read_calibration(config: RunConfig, deciding: Description) -> StoredCalibration | None:
+    if config.rank.calibration is None:
+        return None
+    found = read_calibration(config.rank.calibration, config.storage.profile)
+    found.refuse_other(deciding.to_json(), config.result_settings(), None)
+    return found
 
 
 def _describe(config: RunConfig, model: Description | None) -> list[Description]:

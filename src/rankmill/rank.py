@@ -1,5 +1,7 @@
 """Order within each query: by score, ties by input order, unscored rows last.
 
+Where a fused score is given (see `fusion`), rows stand by that, ties by score.
+
 In a cascade what a later stage scored stands above what it did not see, which keeps its order.
 """
 
@@ -33,6 +35,7 @@ def rank_rows(
     top_k: int | None = None,
     min_score: float | None = None,
     missed: Int32 | None = None,
+    fused: Float32 | None = None,
 ) -> Ranking:
     """Rank the rows of whole candidate lists.
 
@@ -41,14 +44,15 @@ def rank_rows(
     given before `top_k` and `min_score` cut; a row without a score falls below any `min_score`.
     missed: int32 [rows], how many of a cascade's last stages did not see the row, whose score is
     that of the stage before those; rows that missed any fall below any `min_score`, too, which is
-    on the last stage's scale.
+    on the last stage's scale. fused: float32 [rows], NaN for rows that missed a stage.
     """
     if missed is None:
         missed = np.zeros(len(query), np.int32)
     unscored = np.isnan(score)
-    descending = np.where(unscored, 0, -score.astype(np.float64))
-    # lexsort is stable and sorts by its last key first: list, scored rows, their stage, score.
-    order = np.lexsort((descending, missed, unscored, query))
+    by_score = _descending(score)
+    by_fused = by_score if fused is None else _descending(fused)
+    # lexsort is stable and sorts by its last key first: list, scored rows, their stage, scores.
+    order = np.lexsort((by_score, by_fused, missed, unscored, query))
     ordered = query[order]
     first = np.searchsorted(ordered, ordered, side="left")
     rank = (np.arange(len(order)) - first + 1).astype(np.int32)
@@ -58,6 +62,10 @@ def rank_rows(
     if min_score is not None:
         keep &= ~unscored[order] & (missed[order] == 0) & (score[order] >= min_score)
     return Ranking(order[keep], rank[keep], int(np.sum(~keep)))
+
+
+def _descending(score: Float32) -> npt.NDArray[np.float64]:
+    return np.where(np.isnan(score), 0, -score.astype(np.float64))
 
 
 def among_best(query: Int32, pair: Int32, score: Float32, keep: int) -> npt.NDArray[np.bool_]:

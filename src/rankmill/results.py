@@ -20,12 +20,15 @@ class Results:
     """Whose scores the rows of a run hold.
 
     stages: of a cascade, how many it has; 0 without one. names: of models side by side. ranked_by:
-    the number of the one of them that ranks.
+    the number of the one of them that ranks. fused, probability: whether the first stage's score
+    joins the order, and whether a calibration is applied.
     """
 
     stages: int = 0
     names: tuple[str, ...] = ()
     ranked_by: int = 1
+    fused: bool = False
+    probability: bool = False
 
     @property
     def models(self) -> int:
@@ -36,7 +39,10 @@ class Results:
     def columns(self) -> dict[str, pa.DataType]:
         """The columns that are added, in their order, without the run's prefix."""
         stage = {"stage": pa.int32()} if self.stages else {}
-        return RESULT_COLUMNS | stage | {f"score_{name}": pa.float32() for name in self.names}
+        beside = {f"score_{name}": pa.float32() for name in self.names}
+        fused = {"fused": pa.float32()} if self.fused else {}
+        probability = {"probability": pa.float32()} if self.probability else {}
+        return RESULT_COLUMNS | stage | beside | fused | probability
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -58,7 +64,14 @@ class Results:
         """
         names = tuple(dict(config.get("models") or {}))
         ranked_by = names.index(config["rank_by"]) + 1 if names else 1
-        return cls(len(config.get("stages") or ()), names, ranked_by)
+        ranking = config.get("rank") or {}
+        return cls(
+            len(config.get("stages") or ()),
+            names,
+            ranked_by,
+            fused=ranking.get("fuse") is not None,
+            probability=ranking.get("calibration") is not None,
+        )
 
 
 ONE_MODEL = Results()

@@ -89,15 +89,19 @@ def scoring(asked: ModelConfig, digest: str, profile: Profile) -> dict[str, Any]
 
 
 def identity_without_profile(
-    config: RunConfig, source: Source, models: Sequence[Description], reused: Mapping[str, str]
+    config: RunConfig,
+    source: Source,
+    models: Sequence[Description],
+    beside: Mapping[str, Setting],
 ) -> dict[str, Any]:
     """Everything that names a run but the profiles, as plain JSON values.
 
-    reused: outputs whose scores are taken over, each with a digest of what it held.
+    beside: what only some runs have. `reuse`: outputs whose scores are taken over, each with a
+    digest of what it held; `calibration`: SHA-256 of the file that `rank.calibration` names.
     """
     asked = list(config.scorers.values())
     return {
-        **({"reuse": dict(reused)} if reused else {}),
+        **beside,
         "files": {file.url: f"{file.size}/{file.version}" for file in source.files},
         # The files' order makes the shards; a mapping does not keep it.
         "order": hashlib.sha256("\n".join(file.url for file in source.files).encode()).hexdigest(),
@@ -129,15 +133,15 @@ def make_run(
     models: Sequence[Description],
     plan: Plan,
     profiles: Sequence[Profile],
-    reused: Mapping[str, str],
+    beside: Mapping[str, Setting],
 ) -> Run:
-    """Put together what run.json holds.
+    """Put together what run.json holds. beside: as for the identity.
 
     Of several models `model` and `profile` are those of the one whose scores rank first; all stand
     in `models` and `profiles`, by what they are called.
     """
     found = [profile.identity() for profile in profiles]
-    identity = identity_without_profile(config, source, models, reused)
+    identity = identity_without_profile(config, source, models, beside)
     identity["profile"] = _by_model(config, found)
     deciding = config.results.deciding - 1
     recorded: dict[str, Any] = {

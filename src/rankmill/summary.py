@@ -208,6 +208,7 @@ def summarize(
     lengths: npt.NDArray[np.int32],
     dropped: npt.NDArray[np.int32],
     missed: npt.NDArray[np.int32] | None = None,
+    fused: npt.NDArray[np.float32] | None = None,
 ) -> Summary:
     """Sum up a shard.
 
@@ -215,13 +216,15 @@ def summarize(
     row was not scored. written: int64 [part rows], the row that each row of the part is. lengths,
     dropped: int32 [distinct pairs], tokens before the cut, and those of them that were cut. missed:
     int32 [rows], as `rank_rows` takes it; scores of a cascade's last stage alone are counted.
+    fused: float32 [rows], as `rank_rows` takes it.
     """
     part_row = np.full(len(query), -1, np.int64)
     part_row[written] = np.arange(len(written))
     scored = ~np.isnan(score)
     query, score, part_row = query[scored], score[scored], part_row[scored]
     missed = np.zeros(len(query), np.int32) if missed is None else missed[scored]
-    ranking = rank_rows(query, score, missed=missed)
+    fused = None if fused is None else fused[scored]
+    ranking = rank_rows(query, score, missed=missed, fused=fused)
     after = np.empty(len(query), np.int64)
     after[ranking.rows] = ranking.rank
     before = np.empty(len(query), np.int64)
