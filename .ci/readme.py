@@ -1,4 +1,4 @@
-"""Run every command that the README shows, in the order in which it shows them.
+"""Run every command that pages show, the README first, in the order in which they show them.
 
 Blocks marked `sh` and `python` are run from the checkout's folder in one empty home; a comment
 `<!-- needs: s3 -->` or `<!-- needs: cluster -->` before a block starts what it needs on loopback;
@@ -71,8 +71,8 @@ def start_cluster(environment: dict[str, str]) -> subprocess.Popen[bytes]:
 def main() -> None:
     """Run the blocks; the first that fails ends it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("readme", type=Path)
-    text = parser.parse_args().readme.read_text(encoding="utf-8")
+    parser.add_argument("pages", type=Path, nargs="+")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in parser.parse_args().pages)
     running: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as home:
         path = f"{Path('.venv/bin').absolute()}{os.pathsep}{os.environ['PATH']}"
@@ -92,7 +92,7 @@ def main() -> None:
                 subprocess.run([*interpreter, block["code"]], env=environment, check=True)
                 print(f"--- {time.perf_counter() - started:.0f} s", flush=True)
         except subprocess.CalledProcessError as error:
-            sys.exit(f"README: the block above failed with exit code {error.returncode}")
+            sys.exit(f"The block above failed with exit code {error.returncode}")
         finally:
             if "cluster" in running:
                 running["cluster"].terminate()

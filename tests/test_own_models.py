@@ -534,10 +534,10 @@ def compare_scores(output: Path, scorer: Scorer) -> None:
 # Scorers of one's own
 
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 OWN_HEAD = next(
     block
-    for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     if "class TwoLayerHead" in block
 )
 

@@ -292,3 +292,19 @@ def test_no_tracked_file_holds_a_path_of_a_machine():
             continue  # not a text
         found += [f"{name}: {match.group()}" for match in of_a_machine.finditer(text)]
     assert found == []
+
+
+PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_pages_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_map_of_the_code_names_every_room():
+    named = set(re.findall(r"`([\w*]+)/?`", (ROOT / "docs/code.md").read_text(encoding="utf-8")))
+    families = tuple(name.removeprefix("*") for name in named if name.startswith("*"))
+    rooms = {unit_of(path) for path in MODULES} - {"__init__"}
+    assert {room for room in rooms - named if not room.endswith(families)} == set()
