@@ -110,6 +110,10 @@ def test_no_weight_leaves_the_first_stages_order_and_ties_to_the_model(rows):
     assert rank_rows(lists, score, fused=none).rows.tolist() == expected
 
 
+def test_a_difference_beyond_float64_has_a_scale_all_the_same() -> None:
+    assert fused([1.0, 1.0, 1.0], [-1.5e308, 0.0, 1.5e308], rule(weight=0.0)) == [0.0, 0.5, 1.0]
+
+
 # What the first stage does not know
 
 

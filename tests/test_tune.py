@@ -78,6 +78,11 @@ def test_a_fold_has_the_weight_that_is_best_on_the_others() -> None:
     assert differences["first stage"] == pytest.approx((held_out - values[0]).mean())
 
 
+def test_of_equally_good_weights_the_one_nearest_to_half_is_chosen() -> None:
+    frame, qrels = ranked()
+    assert tune(frame.assign(bm25=frame["rerank_score"]), qrels, "bm25").rule.weight == 0.5
+
+
 def test_rows_below_the_depth_stay_below() -> None:
     frame, qrels = ranked()
     deep = frame["rerank_rank"] > 8
