@@ -44,7 +44,7 @@ LAYERS = [
     # Whole runs, and readers of committed output.
     ["prepared", "progress"],
     ["report"],
-    ["dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
+    ["benchmarks", "dataset", "evaluate", "export", "job", "quantize", "status", "verify"],
     ["compare", "demo"],
     ["evaluation_tables"],
     ["comparison_tables", "console"],
