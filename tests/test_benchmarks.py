@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import rankmill
-from rankmill.benchmarks import BENCHMARKS, prepare
+from rankmill.benchmarks import BENCHMARKS, prepare, table
 from rankmill.benchmarks.first_stage import Lexical, bigrams, words
 from rankmill.errors import ConfigError, InputError
+from rankmill.models import presets
 
 ROOT = Path(__file__).parents[1]
 
@@ -340,6 +342,7 @@ def test_beir_is_reranked_and_judged_as_configured(
             "input.path": found.candidates,
             "output.path": str(tmp_path / "ranked"),
             "model.name": "demo",
+            "compute.workers": 1,
         },
     )
     result = rankmill.rerank(config)
@@ -419,6 +422,45 @@ def test_a_run_is_ordered_as_trec_eval_orders_it(beir: Path, tmp_path: Path) -> 
     found = prepare("beir", beir, tmp_path / "out", run=tmp_path / "run.trec", depth=2)
     rows = read(found.candidates)
     assert rows["doc_id"].tolist() == ["d1", "d4", "d3"]
+
+
+# Configurations and figures
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_a_benchmark_has_a_configuration_that_reads_what_it_writes(name: str) -> None:
+    config = rankmill.load_config(ROOT / f"configs/benchmarks/{name}.yaml")
+    known = presets.find(config.model.name)
+    assert known is not None
+    assert config.model.max_length == known.recommended_length
+    assert config.model.truncation == known.truncation
+    schema = table.schema_of(ordered=BENCHMARKS[name].ordered)
+    assert {*config.input.columns.document_parts, *config.output.columns} <= {*schema.names}
+
+
+@pytest.mark.parametrize(
+    ("heading", "place", "dataset", "metric"),
+    [
+        ("JQaRA", 1, "JQaRA", "ndcg@10"),
+        ("JaCWIR", 1, "JaCWIR", "map@10"),
+        ("JSQuAD and MIRACL (ja)", 1, "JSQuAD", "map@10"),
+        ("JSQuAD and MIRACL (ja)", 3, "MIRACL (ja)", "ndcg@10"),
+        ("BEIR", 1, "BEIR", "ndcg@10"),
+        ("LlamaIndex", 1, "LlamaIndex RAG", "hit rate"),
+    ],
+)
+def test_the_documented_figures_are_those_of_the_presets(
+    heading: str, place: int, dataset: str, metric: str
+) -> None:
+    section = (ROOT / "docs/benchmarks.md").read_text().partition(f"### {heading}\n")[2]
+    rows = re.findall(r"^\| (\S+/\S+) \|(.*)\|$", section.partition("\n###")[0], re.MULTILINE)
+    written = {(name, cells.split("|")[place - 1].strip()) for name, cells in rows}
+    assert written == {
+        (preset.name, f"{figure.value:.4f}")
+        for preset in presets.presets()
+        for figure in preset.figures
+        if (figure.dataset, figure.metric) == (dataset, metric)
+    }
 
 
 # What is wrong is named

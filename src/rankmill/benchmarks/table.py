@@ -17,7 +17,7 @@ from rankmill.errors import InputError, OutputError
 
 CANDIDATES = "candidates.parquet"
 QRELS = "qrels.parquet"
-FIRST_STAGE = pa.schema([("first_stage_score", pa.float32()), ("first_stage_rank", pa.int32())])
+_FIRST_STAGE = pa.schema([("first_stage_score", pa.float32()), ("first_stage_rank", pa.int32())])
 _PAIRS = pa.schema([(name, pa.string()) for name in ("query_id", "query", "doc_id")])
 _PASSAGE = pa.schema([("title", pa.string()), ("text", pa.string())])
 _JUDGEMENTS = pa.schema(
@@ -76,6 +76,11 @@ def without_order(query_id: str, candidates: Iterable[Candidate]) -> list[Candid
     return sorted(candidates, key=key)
 
 
+def schema_of(*, ordered: bool) -> pa.Schema:
+    """The columns of the candidates; ordered: the lists have a first stage."""
+    return pa.unify_schemas([_PAIRS, *([_FIRST_STAGE] if ordered else []), _PASSAGE])
+
+
 def write(lists: Iterable[CandidateList], output: Path, *, ordered: bool) -> Prepared:
     """Write lists, one at a time, as OUTPUT/candidates.parquet and OUTPUT/qrels.parquet.
 
@@ -86,7 +91,7 @@ def write(lists: Iterable[CandidateList], output: Path, *, ordered: bool) -> Pre
     """
     names = (output / CANDIDATES, output / QRELS)
     unfinished = [path.with_name(f".{path.name}.unfinished") for path in names]
-    schema = pa.unify_schemas([_PAIRS, *([FIRST_STAGE] if ordered else []), _PASSAGE])
+    schema = schema_of(ordered=ordered)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
