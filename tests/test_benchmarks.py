@@ -486,6 +486,14 @@ def test_a_field_of_the_wrong_kind_is_named(beir: Path, tmp_path: Path) -> None:
         prepare("beir", beir, tmp_path / "out")
 
 
+def test_answers_that_are_no_list_are_named(llamaindex: Path, tmp_path: Path) -> None:
+    dataset = json.loads(llamaindex.read_text())
+    dataset["relevant_docs"]["u1"] = "node-d1"
+    write_json(llamaindex, dataset)
+    with pytest.raises(InputError, match=r"u1 in relevant_docs of .* must hold a list of ids"):
+        prepare("llamaindex", llamaindex, tmp_path / "out")
+
+
 def test_a_run_that_is_none_is_named(beir: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "run.trec", "q1 Q0 d1 1 high x\n")
     with pytest.raises(InputError, match=r"line 1 of .* is not a line of a TREC run"):

@@ -5,7 +5,7 @@ title, text`, `queries.jsonl` with `_id, text`, `qrels/{test,dev,train}.tsv` wit
 corpus-id, score`. Only queries of the split's judgements count. As in its evaluation
 (beir/retrieval/evaluation.py) a document with the query's own id is no candidate. nDCG@10.
 
-BM25 holds the collection's tokens in memory; for large sets (MS MARCO, HotpotQA) give a run.
+BM25 takes some 40 bytes of memory a token; for the large sets (MS MARCO, HotpotQA) give a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from rankmill.benchmarks.documents import Document, Documents
 from rankmill.benchmarks.files import find, json_lines, text_of
-from rankmill.benchmarks.first_stage import Lexical, Ranking, read_run, words
+from rankmill.benchmarks.first_stage import rank
 from rankmill.benchmarks.judged import judgements_of
 from rankmill.benchmarks.table import Candidate, CandidateList
 from rankmill.errors import InputError
@@ -38,11 +38,10 @@ def read(source: str, split: str, depth: int, run: str | None) -> Iterator[Candi
         raise InputError(
             f"The queries of {source} lack {len(missing)} judged ones, {missing[0]} the first."
         )
+    queries = {query_id: texts[query_id] for query_id in judged}
+    passages = ((each.doc_id, each.passage) for each in _corpus(corpus))
     # One more, for the query's own document that is taken out.
-    if run is not None:
-        rankings = read_run(run, judged, depth + 1)
-    else:
-        rankings = _search(corpus, {query_id: texts[query_id] for query_id in judged}, depth + 1)
+    rankings = rank(queries, passages, depth + 1, run)
     for query_id, ranking in rankings.items():
         rankings[query_id] = [row for row in ranking if row[0] != query_id][:depth]
     wanted = {doc_id for ranking in rankings.values() for doc_id, _ in ranking}
@@ -52,15 +51,10 @@ def read(source: str, split: str, depth: int, run: str | None) -> Iterator[Candi
             found = documents.take([doc_id for doc_id, _ in ranking])
             yield CandidateList(
                 query_id,
-                texts[query_id],
+                queries[query_id],
                 [Candidate(*document, score) for document, (_, score) in zip(found, ranking)],
                 grades,
             )
-
-
-def _search(corpus: list[str], queries: dict[str, str], depth: int) -> dict[str, Ranking]:
-    bm25 = Lexical(((each.doc_id, each.passage) for each in _corpus(corpus)), words)
-    return {query_id: bm25.search(query, depth) for query_id, query in queries.items()}
 
 
 def _corpus(files: list[str]) -> Iterator[Document]:

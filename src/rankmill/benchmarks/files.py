@@ -96,6 +96,14 @@ def text_of(values: Mapping[str, object], name: str, where: str) -> str:
     return value
 
 
+def ids_of(values: Mapping[str, object], name: str, where: str) -> list[str]:
+    """The ids in a field. Raises `InputError` naming the field where it is no list of texts."""
+    value = values.get(name)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise InputError(f"The field {name} in {where} must hold a list of ids.")
+    return value
+
+
 def _object(content: bytes, where: str) -> dict[str, object]:
     try:
         value = json.loads(content)

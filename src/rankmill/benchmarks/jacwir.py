@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rankmill.benchmarks.documents import Document, Documents
-from rankmill.benchmarks.files import find, parquet_rows, text_of
+from rankmill.benchmarks.files import find, ids_of, parquet_rows, text_of
 from rankmill.benchmarks.table import Candidate, CandidateList, without_order
 from rankmill.errors import InputError
 
@@ -41,7 +41,7 @@ def _questions(files: list[str]) -> Iterator[tuple[str, str, list[str]]]:
     seen: set[str] = set()
     for table, where in parquet_rows(files, ["query", "positive", "negatives"]):
         for row in table.to_pylist():
-            ids = [text_of(row, "positive", where), *(row["negatives"] or [])]
+            ids = [text_of(row, "positive", where), *ids_of(row, "negatives", where)]
             if ids[0] in seen:
                 raise InputError(f"{ids[0]} is the positive of two questions in {where}.")
             seen.add(ids[0])
@@ -51,8 +51,7 @@ def _questions(files: list[str]) -> Iterator[tuple[str, str, list[str]]]:
 def _pages(files: list[str]) -> Iterator[Document]:
     for table, where in parquet_rows(files, ["doc_id", "title", "description"]):
         for row in table.to_pylist():
+            # Of some pages there is no description: they are their title.
             yield Document(
-                text_of(row, "doc_id", where),
-                row["title"] or None,
-                text_of(row, "description", where),
+                text_of(row, "doc_id", where), row["title"] or None, row["description"] or ""
             )

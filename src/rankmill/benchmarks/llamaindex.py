@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from rankmill.benchmarks.files import find_one, read_json, text_of
-from rankmill.benchmarks.first_stage import Lexical, read_run, words
+from rankmill.benchmarks.files import find_one, ids_of, read_json, text_of
+from rankmill.benchmarks.first_stage import rank
 from rankmill.benchmarks.table import Candidate, CandidateList
 from rankmill.errors import InputError
 
@@ -28,22 +28,18 @@ def read(source: str, depth: int, run: str | None) -> Iterator[CandidateList]:
     queries, corpus = _object(dataset, "queries", path), _object(dataset, "corpus", path)
     relevant = _object(dataset, "relevant_docs", path)
     texts = {doc_id: text_of(corpus, doc_id, f"corpus of {path}") for doc_id in corpus}
-    # BM25 of every query would be worked out only to be left.
-    found = None if run is None else read_run(run, relevant, depth)
-    bm25 = Lexical(texts.items(), words) if found is None else None
-    for query_id, ids in relevant.items():
-        query = text_of(queries, query_id, f"queries of {path}")
-        ranking = found.get(query_id, []) if found is not None else []
-        if bm25 is not None:
-            ranking = bm25.search(query, depth)
+    asked = {query_id: text_of(queries, query_id, f"queries of {path}") for query_id in relevant}
+    rankings = rank(asked, texts.items(), depth, run)
+    for query_id in relevant:
+        ranking = rankings.get(query_id, [])
         lost = [doc_id for doc_id, _ in ranking if doc_id not in texts]
         if lost:
             raise InputError(f"The corpus of {path} lacks {lost[0]}, which the run has.")
         yield CandidateList(
             query_id,
-            query,
+            asked[query_id],
             [Candidate(doc_id, None, texts[doc_id], score) for doc_id, score in ranking],
-            dict.fromkeys(ids if isinstance(ids, list) else [], 1),
+            dict.fromkeys(ids_of(relevant, query_id, f"relevant_docs of {path}"), 1),
         )
 
 
