@@ -275,12 +275,13 @@ def test_miracl_has_the_judged_passages(miracl: Path, tmp_path: Path) -> None:
 
 
 def test_miracl_takes_candidates_from_a_run(miracl: Path, tmp_path: Path) -> None:
-    run = "0#0 Q0 10#3 1 9.5 bm25\n0#0 Q0 10#1 2 9.0 bm25\n0#0 Q0 20#3 3 1.0 bm25\n"
-    write_text(tmp_path / "bm25.trec", run + "9#0 Q0 10#0 1 3.0 bm25\n")
-    found = prepare("miracl-ja", miracl, tmp_path / "out", run=tmp_path / "bm25.trec", depth=2)
+    wanted = ["10#3", "10#1", "20#3", "20#2", "10#0"]
+    lines = [f"0#0 Q0 {doc_id} {n} {9 - n} bm25\n" for n, doc_id in enumerate(wanted, 1)]
+    write_text(tmp_path / "bm25.trec", "".join(lines) + "9#0 Q0 10#0 1 3.0 bm25\n")
+    found = prepare("miracl-ja", miracl, tmp_path / "out", run=tmp_path / "bm25.trec", depth=4)
     rows = read(found.candidates)
-    assert rows["doc_id"].tolist() == ["10#3", "10#1"]
-    assert rows["first_stage_score"].tolist() == [9.5, 9.0]
+    assert rows["doc_id"].tolist() == wanted[:4]
+    assert rows["first_stage_score"].tolist() == [8, 7, 6, 5]
     # The question that the run does not have counts 0.
     metrics = metrics_of("miracl-ja", found, -rows["first_stage_rank"])
     assert metrics["ndcg@10"] == pytest.approx(1 / 1.584962500721156 / 2)
