@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import ray
 from nbclient import NotebookClient
 
 import rankmill
@@ -23,7 +24,8 @@ def source(path: Path) -> str:
 
 
 def test_there_are_notebooks():
-    assert "rerank_a_corpus.ipynb" in {path.name for path in NOTEBOOKS}
+    names = {path.name for path in NOTEBOOKS}
+    assert {"rerank_a_corpus.ipynb", "train_on_reranked_data.ipynb"} <= names
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -42,10 +44,12 @@ def test_a_notebook_uses_public_names_only(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tiny_model, tmp_path, monkeypatch):
+def test_a_notebook_runs(path, tiny_model, ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("RANKMILL_MODEL", tiny_model("bert"))
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # models this small lose time to more
+    # Not a cluster of its own for every call.
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     notebook = read(path)
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

@@ -49,7 +49,7 @@ LAYERS = [
     ["prepared", "progress"],
     ["metrics", "notebook"],
     ["report"],
-    ["dataset", "evaluate", "export", "quantize", "status", "verify"],
+    ["benchmarks", "dataset", "evaluate", "export", "quantize", "status", "verify"],
     ["gates"],
     ["completion"],
     ["job"],
