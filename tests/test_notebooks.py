@@ -46,6 +46,7 @@ def test_a_notebook_uses_public_names_only(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tiny_model, ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("RANKMILL_MODEL", tiny_model("bert"))
+    monkeypatch.setenv("RANKMILL_STEPS", "20")
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # models this small lose time to more
     # Not a cluster of its own for every call.
