@@ -84,7 +84,7 @@ def test_an_input_that_comes_meanwhile_is_waited_for(tmp_path, caplog, monkeypat
 
     log = logging.getLogger("rankmill")
     monkeypatch.setattr(log, "handlers", [Writer()])
-    monkeypatch.setattr(log, "level", logging.INFO)
+    caplog.set_level(logging.INFO, "rankmill")
     night = Night(config(tmp_path), "2026-11-21", wait=60, pause=0.01)
     assert 0 < wait_for_input(night) < 60
 
