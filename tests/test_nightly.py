@@ -84,7 +84,7 @@ def test_an_input_that_comes_meanwhile_is_waited_for(tmp_path, caplog, monkeypat
 
     log = logging.getLogger("rankmill")
     monkeypatch.setattr(log, "handlers", [Writer()])
-    monkeypatch.setattr(log, "level", logging.INFO)
+    caplog.set_level(logging.INFO, "rankmill")
     night = Night(config(tmp_path), "2026-11-21", wait=60, pause=0.01)
     assert 0 < wait_for_input(night) < 60
 
@@ -137,6 +137,13 @@ def test_the_newest_complete_output_of_other_nights_is_chosen(tmp_path):
     (tmp_path / "2026-11-22").mkdir()
     own = str(tmp_path / "2026-11-21")
     assert newest_complete(str(tmp_path), own) == str(tmp_path / "2026-11-19")
+
+
+def test_a_night_reuses_the_newest_output_before_those_that_its_settings_name(tmp_path):
+    commit_run(tmp_path / "nights/2026-11-20", [ranked_part(candidates([[1.0, 2.0]]))])
+    named = config(tmp_path).model_copy(update={"reuse": ["/archive"]})
+    night = Night(named, "2026-11-21", 0, 1, reuse_under=str(tmp_path / "nights"))
+    assert with_reuse(night).reuse == [str(tmp_path / "nights/2026-11-20"), "/archive"]
 
 
 def test_where_no_night_was_before_a_night_reuses_nothing(tmp_path):
