@@ -38,7 +38,7 @@ app = typer.Typer(
 )
 
 models_app = typer.Typer(rich_markup_mode="rich")
-app.add_typer(models_app, name="models")
+app.add_typer(models_app, name="models", short_help="List the models that rankmill knows by name.")
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML with settings; flags override it.")]
 InputOption = Annotated[
