@@ -243,7 +243,11 @@ from ray.data import DataContext
 
 model, folder = sys.argv[1:]
 ray.init(
-    num_cpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1"
+    address="local",
+    num_cpus=1,
+    include_dashboard=False,
+    log_to_driver=False,
+    _node_ip_address="127.0.0.1",
 )
 DataContext.get_current().enable_progress_bars = False
 ds = ray.data.read_parquet(folder)  # its tasks ask for a whole CPU each

@@ -19,14 +19,14 @@ import pytest
 import tiny_models
 from conftest import make_pairs
 from odd_models import Misconverted, Unconvertible, odd
-from rankmill import Scorer, backend, pipeline, storage
+from rankmill import Scorer, backend, storage
 from rankmill.config import ComputeConfig, ModelConfig, load_config
 from rankmill.errors import BackendUnfit, ConfigError
 from rankmill.job import rerank
 from rankmill.models import AsyncModel, openvino_model
 from rankmill.models.describe import describe
 from rankmill.models.folder import FolderModel
-from rankmill.pool import Capacity
+from rankmill.pool import Capacity, cores_a_worker
 from rankmill.profile import Profile, make_profile, probe
 from rankmill.scorer import score_pairs
 from rankmill.tokens import PairRules, TokenBatch
@@ -428,6 +428,6 @@ def test_a_node_that_cannot_do_what_the_run_does_ends_it_before_it_starts(job, m
 
 def test_one_actor_has_a_node(ray_cluster):
     found = Capacity((4.0, 4.0), (0.0, 0.0), ("a", "b"))
-    assert pipeline.cores_a_worker(ComputeConfig(), found) == 4
-    assert pipeline.cores_a_worker(ComputeConfig(workers=4), found) == 2
-    assert pipeline.cores_a_worker(ComputeConfig(workers=16), found) == 1
+    assert cores_a_worker(ComputeConfig(), found) == 4
+    assert cores_a_worker(ComputeConfig(workers=4), found) == 2
+    assert cores_a_worker(ComputeConfig(workers=16), found) == 1
