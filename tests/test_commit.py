@@ -27,6 +27,7 @@ from rankmill.commit import CommitSettings, commit_shard, finish_shard
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import OutputError
+from rankmill.load import Load
 from rankmill.markers import Counters, WrittenFile
 from rankmill.read import ShardPieces, read_shards
 from rankmill.schema import ORIGIN_ROW
@@ -374,7 +375,7 @@ def test_columns_of_the_input_named_like_an_origin_stay_beside_it():
 def read_input(folder: Path) -> list[Envelope]:
     source = open_source(InputConfig(path=str(folder)))
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    whole = plan.make_plan(source, runs, 1.0, PairRules(512, "document"))
+    whole = plan.make_plan(source, runs, [Load(1.0, PairRules(512, "document"))])
     shards = map(whole.shard, range(len(whole)))
     pieces = [ShardPieces(shard, tuple(whole.pieces(shard))) for shard in shards]
     return list(read_shards(source, pieces))

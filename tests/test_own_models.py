@@ -575,7 +575,7 @@ def headed(tiny_model, tmp_path) -> Path:
 
 @torch.inference_mode()
 def by_hand(folder: Path) -> list[float]:
-    """What the README's class computes, written out for one pair at a time."""
+    """What the page's class computes, written out for one pair at a time."""
     encode, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     head, scores = load_file(folder / "head.safetensors"), []
     for q, d in PAIRS:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rankmill import plan
 from rankmill.config import ColumnNames, InputConfig
+from rankmill.load import Load
 from rankmill.source import open_source
 from rankmill.tokens import PairRules
 
@@ -53,7 +54,7 @@ def make(source, pairs_a_shard=None, limit=None):
     """Plan; with max_length 1 every pair is one token, so that work can be counted in pairs."""
     operations = plan.SHARD_OPERATIONS / pairs_a_shard if pairs_a_shard else 1.0
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    return plan.make_plan(source, runs, operations, PairRules(1, "document"), limit)
+    return plan.make_plan(source, runs, [Load(operations, PairRules(1, "document"))], limit)
 
 
 def most_pairs(pairs_a_shard, total):
@@ -152,7 +153,7 @@ def test_a_limit_leaves_the_rest_of_the_input_unread(write):
             read.append(group.index)
             yield plan.find_runs(source, group)
 
-    made = plan.make_plan(source, runs(), 1.0, PairRules(1, "document"), limit=3)
+    made = plan.make_plan(source, runs(), [Load(1.0, PairRules(1, "document"))], limit=3)
     assert made.bounds[-1] == 15
     assert len(read) < len(source.row_groups) / 2
 
@@ -259,15 +260,15 @@ def test_a_shard_for_gpus_holds_a_hundred_times_as_much(write):
     runs = [plan.find_runs(source, group) for group in source.row_groups]
     costly = plan.SHARD_OPERATIONS / 2
     rules = PairRules(1, "document")
-    assert plan.make_plan(source, runs, costly, rules).queries.max() == 2
-    made = plan.make_plan(source, runs, costly, rules, times=plan.GPU_TIMES)
+    assert plan.make_plan(source, runs, [Load(costly, rules)]).queries.max() == 2
+    made = plan.make_plan(source, runs, [Load(costly, rules)], times=plan.GPU_TIMES)
     assert made.queries.max() == 400 // plan.SMALL_PLAN > 2
 
 
 def test_a_larger_model_makes_smaller_shards(write):
     source = write([str(row) for row in range(100)])
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    light, heavy = (len(plan.make_plan(source, runs, ops, RULES)) for ops in (1e8, 1e11))
+    light, heavy = (len(plan.make_plan(source, runs, [Load(ops, RULES)])) for ops in (1e8, 1e11))
     assert light < heavy
 
 
@@ -292,9 +293,9 @@ def windowed(max_length, stride, cap=None):
 def test_work_counts_the_tokens_of_all_windows(write, rules, expected):
     source = write([str(row) for row in range(100)])
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    tokens = plan.make_plan(source, runs, 1.0, RULES).tokens / 100
+    tokens = plan.make_plan(source, runs, [Load(1.0, RULES)]).tokens / 100
     assert tokens > 6
-    made = plan.make_plan(source, runs, 1.0, rules)
+    made = plan.make_plan(source, runs, [Load(1.0, rules)])
     assert made.tokens / 100 == pytest.approx(expected(tokens), abs=0.02)
 
 
@@ -310,9 +311,9 @@ def test_work_counts_the_tokens_of_all_windows(write, rules, expected):
 def test_work_counts_the_tokens_that_every_input_has(write, rules, expected):
     source = write([str(row) for row in range(100)])
     runs = [plan.find_runs(source, group) for group in source.row_groups]
-    texts = plan.make_plan(source, runs, 1.0, PairRules(512, "document")).tokens / 100
+    texts = plan.make_plan(source, runs, [Load(1.0, PairRules(512, "document"))]).tokens / 100
     assert texts > 6
-    made = plan.make_plan(source, runs, 1.0, rules, fixed_tokens=60)
+    made = plan.make_plan(source, runs, [Load(1.0, rules, fixed_tokens=60)])
     assert made.tokens / 100 == pytest.approx(expected(texts), abs=0.5)
 
 

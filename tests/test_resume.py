@@ -25,6 +25,7 @@ from rankmill import job, markers, plan, runs
 from rankmill.config import InputConfig, RunConfig, load_config
 from rankmill.errors import OutputBusy, OutputError, RunFailed, StartError
 from rankmill.job import RunResult
+from rankmill.load import Load
 from rankmill.prepared import prepare
 from rankmill.progress import Listener, Progress
 from rankmill.read import ShardPieces, read_shards
@@ -376,7 +377,7 @@ def test_a_file_replaced_after_planning_fails_its_shards_by_name(candidates, tmp
     shutil.copytree(candidates, source)
     opened = open_source(InputConfig(path=str(source)))
     runs = [plan.find_runs(opened, group) for group in opened.row_groups]
-    whole = plan.make_plan(opened, runs, 1.0, PairRules(512, "document"))
+    whole = plan.make_plan(opened, runs, [Load(1.0, PairRules(512, "document"))])
     pieces = [ShardPieces(s, tuple(whole.pieces(s))) for s in map(whole.shard, range(SHARDS))]
 
     replaced = pq.read_table(source / "1.parquet")

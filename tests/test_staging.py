@@ -26,6 +26,7 @@ from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, InputError, OutputBusy, OutputError
 from rankmill.job import RunResult, rerank
 from rankmill.lease import Lease
+from rankmill.load import Load
 from rankmill.plan import Plan
 from rankmill.prepared import prepare
 from rankmill.read import ShardSource
@@ -280,7 +281,7 @@ def sort(folder: Path, limit: int | None = None) -> tuple[pa.Table, Plan]:
     runs = [plan.find_runs(source, group) for group in source.row_groups]
     lists = apart.find_lists(source.row_groups, runs)
     costly = plan.SHARD_OPERATIONS_LEAST / 3  # three pairs a shard
-    whole, arrangement = apart.arrange(lists, costly, PairRules(1, "document"), limit)
+    whole, arrangement = apart.arrange(lists, [Load(costly, PairRules(1, "document"))], limit)
     sorting = apart.Sorting(source, arrangement, Store(str(folder / "staging")))
     handed = [
         name

@@ -25,7 +25,6 @@ from rankmill.schema import ORIGIN_ROW
 from rankmill.source import Origin, Source
 from rankmill.storage import StoredFile
 from rankmill.store import Store
-from rankmill.tokens import PairRules
 
 # A file of sorted rows, in bytes as the footers have them: what one task holds.
 FILE_BYTES = 128 << 20
@@ -138,12 +137,9 @@ def _merged(parts: list[Lists]) -> Lists:
 
 def arrange(
     lists: Lists,
-    operations_per_token: float,
-    rules: PairRules,
+    loads: Sequence[Load],
     limit: int | None = None,
-    fixed_tokens: int = 0,
     times: float = 1.0,
-    later: Sequence[Load] = (),
 ) -> tuple[Plan, Arrangement]:
     """The plan of the rows as they will be sorted, and where each goes.
 
@@ -158,7 +154,6 @@ def arrange(
     weights = Weights(
         every.rows[order], every.pairs[order], every.text_bytes[order], every.total_bytes[order]
     )
-    loads = (Load(operations_per_token, rules, fixed_tokens), *later)
     work = Work(weights, loads, len(order), times)
     borders = np.concatenate([[0], np.cumsum(weights.rows)])
     bounds, queries = work.cut(borders)

@@ -156,8 +156,8 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
         quarantined = _quarantine(envelope.rows, bad, reason[bad], settings.joined)
         files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
 
-    scored_rows = int(np.sum(pair[kept] >= 0))
     is_scored = pair[kept] >= 0
+    scored_rows = int(np.sum(is_scored))
     distinct = len(np.unique(pair[kept][is_scored]))
     pairs_scored = len(np.unique(pair[kept][is_scored & found.fresh[kept]]))
     costs, degraded = outcome.costs(done)

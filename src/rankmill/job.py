@@ -62,8 +62,7 @@ def rerank(
     """Run the job. The same call again resumes it, or finds it complete.
 
     listener: told about once a second how far the run is; unless given, a notebook's cell shows it.
-    model: an own `Description` in place
-    of the one that `config.model` names.
+    model: an own `Description` in place of the one that `config.model` names.
 
     Raises `StartError` (nothing was started), `OutputBusy`, `RunFailed` (what is committed
     stays), or `GatesFailed` (all is committed, without `_SUCCESS`).

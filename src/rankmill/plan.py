@@ -22,7 +22,6 @@ from rankmill.errors import InputError
 from rankmill.listing import RowGroup
 from rankmill.load import Load
 from rankmill.source import Source
-from rankmill.tokens import PairRules
 
 # A shard's work: about a minute on one worker of the slow kind (a core of a 2-core AVX512-BF16
 # machine did 110 GFLOP/s on cranfield, MiniLM-L6 shape, bf16 through torch). A small input is cut
@@ -181,20 +180,15 @@ def _hashes(values: pa.Array) -> npt.NDArray[np.uint64]:
 def make_plan(
     source: Source,
     runs: Iterable[QueryRuns],
-    operations_per_token: float,
-    rules: PairRules,
+    loads: Sequence[Load],
     limit: int | None = None,
-    fixed_tokens: int = 0,
     times: float = 1.0,
-    later: Sequence[Load] = (),
 ) -> Plan:
     """Cut the input into shards.
 
     runs: one item a row group, in order; no more are taken than `limit` queries need.
-    operations_per_token: floating-point operations of the model for a token; with the rules
-    (tokens that it sees of a pair) it turns bytes into work. fixed_tokens: of every input, special
-    ones or a prompt's. times: how many slow workers' work one of the run's is to have. later: the
-    models that score after the first.
+    loads: of the models, in the order in which they score; they turn bytes into work. times: how
+    many slow workers' work one of the run's is to have.
 
     Raises `ListsApart` when a query's rows lie apart, as soon as that is seen: where they do, there
     may be as many runs as rows.
@@ -213,7 +207,6 @@ def make_plan(
     total, lists = sum(group.rows for group in groups), len(starts)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    loads = (Load(operations_per_token, rules, fixed_tokens), *later)
     work = Work(Weights.of_groups(groups, found), loads, lists, times)
     bounds, queries = work.cut(np.append(starts, total))
     return Plan(groups, bounds, queries, *work.size(bounds), work.tokens_a_pair)

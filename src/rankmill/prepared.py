@@ -165,14 +165,10 @@ def prepare(
         names = (str(stored["model"]["name"]), str(deciding.to_json()["name"]))
         runs.refuse_other(store, stored, identity, names=names)
     models = _models(config, found)
-    first = models[0].load
     cost = Cost(
-        first.operations_per_token,
-        first.rules,
-        config.input.limit,
-        first.fixed_tokens,
+        loads=tuple(one.load for one in models),
+        limit=config.input.limit,
         times=GPU_TIMES if config.compute.device == "cuda" else 1.0,
-        later=tuple(one.load for one in models[1:]),
     )
     before = staging.find(source, config.compute, cost, store)
     whole = before.whole

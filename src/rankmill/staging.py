@@ -32,7 +32,6 @@ from rankmill.plan import ListsApart, Plan
 from rankmill.read import Lookup
 from rankmill.source import Source, TextTable
 from rankmill.store import Store
-from rankmill.tokens import PairRules
 
 log = logging.getLogger("rankmill")
 _VERSION = 1
@@ -43,12 +42,9 @@ _SORTED = "sorted"
 class Cost:
     """What turns rows into work: the settings of `plan.make_plan`."""
 
-    operations_per_token: float
-    rules: PairRules
+    loads: tuple[Load, ...]
     limit: int | None
-    fixed_tokens: int
     times: float
-    later: tuple[Load, ...] = ()
 
 
 @dataclass(frozen=True)
