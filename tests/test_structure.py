@@ -36,7 +36,7 @@ LAYERS = [
     ["prompt_tokenizer"],
     ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
     ["apart", "backend", "flight", "partitions", "portions", "runs", "sample", "watchdog"],
-    ["calibration", "scorer", "scoring_process"],
+    ["calibration", "capacity", "scorer", "scoring_process"],
     ["isolation", "output", "stages"],
     ["outcome", "reuse", "worker"],
     # On Ray.
@@ -55,7 +55,7 @@ LAYERS = [
     ["job"],
     ["compare", "demo", "folds", "nightly"],
     ["calibrate", "evaluation_tables", "tune"],
-    ["comparison_tables", "console", "tuning_tables"],
+    ["capacity_tables", "comparison_tables", "console", "tuning_tables"],
     ["model_tables"],
     [
         "calibrate_command",

@@ -9,11 +9,13 @@ CPU so that Ray never fuses them, and the pool always leaves room for the other 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -30,6 +32,7 @@ from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
 from rankmill.known_scores import KnownScores
+from rankmill.listing import RowGroup
 from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
@@ -46,6 +49,8 @@ SHARDS_AN_EXECUTION = 2_000
 # The input is scanned on the driver up to so many rows, and by Ray tasks above.
 SCAN_ON_DRIVER_ROWS = 2_000_000
 _SCAN_THREADS = 4
+# What such a task scans, at least, so that neither its start nor its share of the list counts.
+_SCAN_ROWS_A_TASK, _SCAN_GROUPS_A_TASK = 1_000_000, 64
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
@@ -165,15 +170,37 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
     Lazy: a few row groups ahead of what is taken. A cluster that is started for it stays up for
     the run that follows in this process.
     """
-    groups = list(source.row_groups)
-    if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
-        cluster.connect(config)
-        yield from map_shared(plan.find_runs, source, groups)
+    if sum(group.rows for group in source.row_groups) <= SCAN_ON_DRIVER_ROWS:
+        yield from _scan_here(source)
         return
+    cluster.connect(config)
+    bare = replace(source, texts=(), origin=None)
+    for found in map_tasks(_scan_part, [bare.part(run) for run in _stretches(source.row_groups)]):
+        yield from found
+
+
+def _scan_part(source: Source) -> list[QueryRuns]:
+    return list(_scan_here(source))
+
+
+def _scan_here(source: Source) -> Iterator[QueryRuns]:
+    groups = list(source.row_groups)
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         for start in range(0, len(groups), _SCAN_THREADS):
             ahead = groups[start : start + _SCAN_THREADS]
             yield from pool.map(lambda group: plan.find_runs(source, group), ahead)
+
+
+def _stretches(groups: Sequence[RowGroup]) -> list[range]:
+    """The row groups, by number, that a task scans: enough of them to be worth its start."""
+    ends, rows = [0], 0
+    for number, group in enumerate(groups, 1):
+        rows += group.rows
+        if rows >= _SCAN_ROWS_A_TASK or number - ends[-1] == _SCAN_GROUPS_A_TASK:
+            ends.append(number)
+            rows = 0
+    ends.append(len(groups))
+    return [range(first, stop) for first, stop in itertools.pairwise(ends) if first < stop]
 
 
 def run_shards(
