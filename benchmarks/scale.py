@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,8 @@ _TEXTS, _WORDS = 8, 150
 # Enough pairs for shards of full size.
 _SAMPLE_ROWS = 18_000
 _MARKERS_READ = 5_000
-
-
-@dataclass(frozen=True)
-class MiniLmStandIn(StandIn):
-    """Costs nothing, and is planned as if it cost what MiniLM-L6 does."""
-
-    digest: str = "stand-in-minilm"
-    operations_per_token: float = _OPERATIONS
+# Costs nothing, and is planned as if it cost that.
+_MODEL = StandIn("stand-in-minilm", _OPERATIONS)
 
 
 def write_files(folder: Path, pairs: int, files: int, candidates: int, integers: bool) -> None:
@@ -140,21 +134,21 @@ def _run_json(config: RunConfig, source: Source, made: Plan) -> int:
     """Bytes of the record of a run of this plan."""
     hardware = profile.probe("cpu")
     found = profile.make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", hardware)
-    run = runs.make_run(config, source, [MiniLmStandIn()], made, [found], {})
+    run = runs.make_run(config, source, [_MODEL], made, [found], {})
     return len(run.to_bytes())
 
 
 def write_records(root: str) -> None:
     """A small real run, whose markers are copied under other numbers; prints their sizes."""
     folder = Path(root)
-    make_input(folder / "in", _SAMPLE_ROWS, 600)
+    make_input(folder / "sample", _SAMPLE_ROWS, 600)
     overrides = {
-        "input.path": str(folder / "in"),
+        "input.path": str(folder / "sample"),
         "output.path": str(folder / "out"),
         "model.name": "stand-in",
         "model.backend": "torch",
     }
-    result = job.rerank(load_config(overrides=overrides), model=MiniLmStandIn())
+    result = job.rerank(load_config(overrides=overrides), model=_MODEL)
     store = Store(str(folder / "out"))
     found = list(markers.read_markers(store).values())
     sizes = [len(marker.to_bytes()) for marker in found]
