@@ -33,6 +33,7 @@ from rankmill.export.part import export_part
 from rankmill.export.recipe import ExportConfig
 from rankmill.export.run import _begin, _finish, _prepare
 from rankmill.lease import LEASE, Lease
+from rankmill.progress import Progress
 from rankmill.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -473,8 +474,8 @@ def test_whoever_slept_while_another_export_took_the_folder_writes_nothing(
     with pytest.raises(OutputBusy, match="Another run has taken over"):
         export_part(slept, 0)
     (tmp_path / "out/_SUCCESS").unlink()
-    with pytest.raises(OutputBusy):
-        _finish(slept, counting.add(counts), 1.0)
+    with pytest.raises(OutputBusy, match="Another run took over"):
+        _finish(slept, lease, counting.add(counts), 1.0)
     assert {name: store.read(name) for name in theirs} == theirs
     assert not (tmp_path / "out/_SUCCESS").exists()
 
@@ -494,6 +495,18 @@ def test_a_part_of_another_export_that_came_late_is_gone_at_the_end(
     store = Store(str(tmp_path / "out"))
     found = export("trec", listener=lambda progress: store.write("part-00000.parquet", b"late"))
     assert sorted(store.sizes()) == ["_SUCCESS", *sorted(contents(found))]
+
+
+def test_an_export_of_which_a_file_is_gone_at_the_end_fails(export: Export, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+
+    def remove(progress: Progress) -> None:
+        if progress.shards_done == progress.shards:
+            store.delete(["part-00001.trec"])
+
+    with pytest.raises(RunFailed, match=r"1 files of the export .* are gone: part-00001\.trec"):
+        export("trec", listener=remove)
+    assert not (tmp_path / "out/_SUCCESS").exists()
 
 
 def test_a_folder_of_somebody_elses_is_refused(export: Export, run: str, tmp_path: Path) -> None:

@@ -116,8 +116,7 @@ def export(
                 done.append(counts)
                 if listener is not None:
                     listener(_progress(work.ranked, len(done), time.monotonic() - started))
-            lease.refuse_lost()
-            return _finish(work, counting.add(done), time.monotonic() - started)
+            return _finish(work, lease, counting.add(done), time.monotonic() - started)
         except StartError as error:  # too late to be one
             raise RunFailed(error.message, error.remedy) from error
         except OSError as error:
@@ -212,12 +211,19 @@ def _begin(work: Work, lease: Lease, overwrite: bool) -> Work:
         return replace(work, store=fenced(store, EXPORT))
 
 
-def _finish(work: Work, counts: Counts, seconds: float) -> ExportResult:
-    """Check the sums, write the report and `_SUCCESS`."""
+def _finish(work: Work, lease: Lease, counts: Counts, seconds: float) -> ExportResult:
+    """Check files and sums, write the report and `_SUCCESS`."""
     counts.refuse_imbalance()
-    # What another export's task wrote that slept between its check and its write, on S3.
-    late = {name for name in work.store.sizes() if _FILE.fullmatch(name)} - {*work.file_names}
-    work.store.delete(sorted(late))
+    with work.store.locked():
+        lease.refuse_lost()
+        there = {name for name in work.store.sizes() if _FILE.fullmatch(name)}
+        # What another export's task wrote that slept between its check and its write, on S3.
+        work.store.delete(sorted(there.difference(work.file_names)))
+    if missing := sorted({*work.file_names} - there):
+        raise RunFailed(
+            f"{len(missing)} files of the export at {work.store.url} are gone: {missing[0]}.",
+            "Run the same command again.",
+        )
     if not counts.examples:
         log.warning("No example came out of %d rows; the report says why.", counts.rows)
     report = {
