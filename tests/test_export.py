@@ -470,7 +470,7 @@ def test_whoever_slept_while_another_export_took_the_folder_writes_nothing(
     with Lease(store) as lease:
         slept = _begin(work, lease, overwrite=False)
         counts = [export_part(slept, part) for part in (0, 1)]
-    theirs = contents(export("triplet", overwrite=True))
+    theirs = contents(export("labeled-pair", label="score", overwrite=True))
     with pytest.raises(OutputBusy, match="Another run has taken over"):
         export_part(slept, 0)
     (tmp_path / "out/_SUCCESS").unlink()
