@@ -19,7 +19,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     ["masking"],
     ["errors", "labels", "logs", "settings_yaml"],
-    ["schema", "settings"],
+    ["s3_session", "schema", "settings"],
     ["gate_settings", "rank_settings", "results"],
     ["config", "storage"],
     ["listing", "store"],

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -61,11 +61,15 @@ R = TypeVar("R")
 
 
 class Step(NamedTuple):
-    """What the workers of a model must know, how many they are, and what need not be scored."""
+    """What the workers of a model must know, how many they are, and what need not be scored.
+
+    tokenizer: sent where it can be, otherwise None, and every worker loads it.
+    """
 
     settings: StageSettings
     pool: Pool
     known: ray.ObjectRef[KnownScores] | None = None
+    tokenizer: ray.ObjectRef[Tokenizer] | None = None
 
 
 def probe(device: Device, compute: ComputeConfig) -> Hardware:
@@ -147,6 +151,11 @@ def share(known: KnownScores | None) -> ray.ObjectRef[KnownScores] | None:
     return None if known is None else ray.put(known)
 
 
+def share_tokenizer(tokenizer: Tokenizer) -> ray.ObjectRef[Tokenizer] | None:
+    """Send a tokenizer that travels to the cluster, once for a run; for a `Step`."""
+    return ray.put(tokenizer) if tokenizer.travels else None
+
+
 def _get(refs: list[Any]) -> list[Any]:
     try:
         return list(ray.get(refs))
@@ -175,12 +184,9 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
         return
     cluster.connect(config)
     bare = replace(source, texts=(), origin=None)
-    for found in map_tasks(_scan_part, [bare.part(run) for run in _stretches(source.row_groups)]):
+    parts = [bare.part(run) for run in _stretches(source.row_groups)]
+    for found in map_tasks(lambda part: list(_scan_here(part)), parts):
         yield from found
-
-
-def _scan_part(source: Source) -> list[QueryRuns]:
-    return list(_scan_here(source))
 
 
 def _scan_here(source: Source) -> Iterator[QueryRuns]:
@@ -263,10 +269,10 @@ def run_context() -> DataContext:
 def graph(source: ShardSource, steps: Sequence[Step], bounds: Bounds) -> Dataset:
     """The lazy Ray Data graph up to scored envelopes."""
     dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
-    for settings, pool, known in steps:
+    for settings, pool, known, tokenizer in steps:
         dataset = dataset.map_batches(
             tokenize_block,
-            fn_args=(settings, bounds, known),
+            fn_args=(settings, bounds, known, tokenizer),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=TOKENIZE_CPUS,
@@ -322,11 +328,12 @@ def tokenize_block(
     settings: StageSettings,
     bounds: Bounds,
     shared: ray.ObjectRef[KnownScores] | None = None,
+    sent: ray.ObjectRef[Tokenizer] | None = None,
 ) -> pa.Table:
-    """Tokenize the envelopes of a block. shared: what is known of their pairs."""
+    """Tokenize the envelopes of a block. shared: what is known of their pairs; sent: see `Step`."""
     _write_logs(bounds.run)
     try:
-        tokenizer = _tokenizer(settings.description, settings.rules)
+        tokenizer = _tokenizer(_Wanted(settings.description, settings.rules, sent))
     except BaseException as error:
         if is_interrupt(error):
             # A run that ends cancels its tasks. One that was importing leaves C extensions half
@@ -344,10 +351,21 @@ def _write_logs(run: str) -> None:
     logs.name_run(run)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A tokenizer. Where it was sent does not make it another: a cache holds on to one of them."""
+
+    description: Description
+    rules: PairRules
+    sent: ray.ObjectRef[Tokenizer] | None = field(compare=False)
+
+
 @lru_cache(maxsize=8)
-def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
+def _tokenizer(wanted: _Wanted) -> Tokenizer:
     """One tokenizer a worker process: building it takes longer than a small shard."""
-    return description.tokenizer(rules)
+    if wanted.sent is None:
+        return wanted.description.tokenizer(wanted.rules)
+    return ray.get(wanted.sent)
 
 
 class ScoreBlocks:
