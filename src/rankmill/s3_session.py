@@ -34,7 +34,7 @@ class SilentStore(NoConnection):  # type: ignore[misc]
     fmt = '"{endpoint_url}" did not answer within {seconds:.0f} s'
 
 
-class PatientSession(AIOHTTPSession):
+class PatientSession(AIOHTTPSession):  # type: ignore[misc]
     """aiobotocore's session, in which a request ends as `SilentStore` when its time is over.
 
     Bounds the time to the answer's head, and to its end where botocore reads it. A body that is
