@@ -15,7 +15,8 @@ Stages, each kept in --work and skipped where it is done:
                        trained/, and what each lost on the held-out lists
 6. judged.json         with --judge: nDCG@10 of teacher and students, before and after training
 
-The same command resumes. A student is chosen by its held-out loss; the demo's questions and the
+The same command resumes. With a candidates.parquet of one's own in --work the first two stages are
+left out. A student is chosen by its held-out loss; the demo's questions and the
 collection only judge.
 """
 
@@ -46,14 +47,14 @@ JUDGED_LENGTH = 256
 LOSSES = ("mse", "margin-mse")
 
 
-def write_candidates(work: Path, queries: int) -> None:
-    """Write a row a pair: the lists that were farthest from the teacher's training, then held-out.
+def write_candidates(work: Path, queries: int, held_out: int) -> None:
+    """Write a row a pair: the lists farthest from the teacher's training, then the held-out ones.
 
     The teacher took its lists from the front of a permutation: these come from its back.
     """
     lists = np.load(work / "lists.npz")["lists"]
     texts, documents = json.loads((work / "lists.json").read_text())
-    trained = len(lists) - HELD_OUT
+    trained = len(lists) - held_out
     unseen = np.random.default_rng([SEED, 0]).permutation(trained)[::-1][:queries]
     rows = [
         {
@@ -83,9 +84,11 @@ def score(work: Path, teacher: str) -> None:
     rankmill.export(work / "scored", work / "training", format="labeled-list", label="score")
 
 
-def train_students(work: Path, teacher: Path, students: Iterable[Student], lesson: Lesson) -> None:
+def train_students(
+    work: Path, teacher: Path, students: Iterable[Student], lesson: Lesson, held_out: int
+) -> None:
     """Train one after the other; what each lost on held-out lists stands in its held_out.json."""
-    data = ScoredLists(work / "training", teacher, MAX_LENGTH, HELD_OUT)
+    data = ScoredLists(work / "training", teacher, MAX_LENGTH, held_out)
     for student in students:
         folder = work / "students" / student.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +145,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--prose", type=Path, nargs="*", default=[])
     parser.add_argument("--mined", type=int, default=34_000, help="lists that are mined")
     parser.add_argument("--queries", type=int, default=12_000, help="lists that are scored")
+    parser.add_argument(
+        "--held-out", type=int, default=HELD_OUT, help="lists at the end that are not trained on"
+    )
     parser.add_argument("--teacher", default="demo")
     parser.add_argument("--students", nargs="*", default=["0,2,4"], help="layers that are kept")
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=["mse"])
@@ -160,9 +166,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
-    make_lists(work, options.packages, options.prose, options.mined)
     if not (work / "candidates.parquet").exists():
-        write_candidates(work, options.queries)
+        make_lists(work, options.packages, options.prose, options.mined)
+        write_candidates(work, options.queries, options.held_out)
     score(work, options.teacher)
     teacher = locate(options.teacher).path()
     students = [
@@ -170,7 +176,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         for layers in options.students
         for loss in options.losses
     ]
-    train_students(work, teacher, students, Lesson(options.learning_rate))
+    lesson = Lesson(options.learning_rate)
+    train_students(work, teacher, students, lesson, options.held_out)
     models = {"teacher": str(teacher)}
     for student in students:
         folder = work / "students" / student.name

@@ -160,9 +160,8 @@ def test_held_out_lists_are_not_trained_on(data: ScoredLists) -> None:
 
 
 def test_the_circle_goes_round_once_and_again_does_nothing(
-    teacher: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    monkeypatch.setattr(distill, "HELD_OUT", HELD_OUT)
     rng = np.random.default_rng(2)
     lists = np.stack([rng.choice(len(DOCUMENTS), 8, replace=False) for _ in range(LISTS)])
     queries = [WORDS[i % len(WORDS)] for i in range(LISTS)]
@@ -171,6 +170,7 @@ def test_the_circle_goes_round_once_and_again_does_nothing(
     np.savez(tmp_path / "lists.npz", lists=lists)
 
     arguments = ["--work", str(tmp_path), "--teacher", str(teacher), "--queries", "12"]
+    arguments += ["--held-out", str(HELD_OUT)]
     arguments += ["--students", "1", "--losses", "mse", "--steps", "3", "--threads", "1"]
     distill.main(arguments)
     candidates = pq.read_table(tmp_path / "candidates.parquet")
