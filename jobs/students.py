@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rankmill.errors import ConfigError
 from train_demo_model import SEED, score_pairs
 
 LISTS_A_STEP = 8
@@ -56,6 +57,7 @@ class ScoredLists:
     """An export of labeled lists, as piece numbers ready to be put together into pairs.
 
     Lists stand in the run's order, so the last `held_out` are those that the candidates end with.
+    Raises `ConfigError` when what is left does not fill one step.
     """
 
     def __init__(self, exported: Path, model: Path, max_length: int, held_out: int) -> None:
@@ -76,6 +78,12 @@ class ScoredLists:
             self.pairs.append([(first, [*found[:room], sep]) for found in pieces(documents)])
         self.scores = [torch.tensor(scores) for scores in rows["scores"].to_pylist()]
         self.trained = len(self.pairs) - held_out
+        if self.trained < LISTS_A_STEP:
+            raise ConfigError(
+                f"{len(self.pairs)} lists less {held_out} held out leave fewer than the "
+                f"{LISTS_A_STEP} of one step.",
+                "Bring more queries, or hold fewer out (--held-out).",
+            )
 
     def order(self, epoch: int) -> np.ndarray:
         """The numbers of the lists that are trained on, int64 [trained], as an epoch takes them."""

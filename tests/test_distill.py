@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import rankmill
+from rankmill.errors import ConfigError
 
 sys.path.append(str(Path(__file__).parents[1] / "jobs"))
 
@@ -154,6 +155,11 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(
 def test_held_out_lists_are_not_trained_on(data: ScoredLists) -> None:
     assert sorted(data.order(0)) == list(range(LISTS - HELD_OUT))
     assert data.order(0).tolist() == data.order(0).tolist() != data.order(1).tolist()
+
+
+def test_too_few_lists_are_refused(data: ScoredLists, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{LISTS} lists less 20 held out"):
+        ScoredLists(tmp_path / "training", teacher, 64, 20)
 
 
 # The whole way
