@@ -3,7 +3,8 @@
     python benchmarks/overhead.py [--shards 200] [--row-groups 2000]
 
 All with the stand-in scorer (`stand_in.py`) and on a cluster that is already up, so that nothing
-but rankmill and Ray is measured; scaling with a small random model, if the machine has the cores.
+but rankmill and Ray is measured; scaling with one that waits as for an accelerator, so that the
+machine's cores do not bound it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,7 +26,11 @@ from machine import describe_machine
 from rankmill import cluster, job
 from rankmill.config import ComputeConfig, load_config
 from rankmill.prepared import prepare
-from stand_in import StandIn
+from rankmill.profile import Profile
+from rankmill.tokens import TokenBatch
+from stand_in import StandIn, StandInModel
+
+_BATCH_SECONDS = 0.25
 
 
 def write_lists(path: Path, lists: int, candidates: int, row_group: int) -> None:
@@ -57,10 +64,30 @@ def run(source: Path, output: Path, model: StandIn, workers: int | None = None) 
 
 @dataclass(frozen=True)
 class SlowStandIn(StandIn):
-    """Costs so much that every list is a shard of its own."""
+    """Seems to cost so much that every list is a shard of its own."""
 
     digest: str = "stand-in-slow"
     operations_per_token: float = 1e12
+
+
+class WaitingModel(StandInModel):
+    """Takes as long as an accelerator would, without using a core."""
+
+    def score(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
+        """float32 [batch]."""
+        time.sleep(_BATCH_SECONDS)
+        return super().score(batch)
+
+
+@dataclass(frozen=True)
+class WaitingStandIn(SlowStandIn):
+    """Loads a model that waits."""
+
+    digest: str = "stand-in-waiting"
+
+    def load(self, profile: Profile) -> StandInModel:
+        """The double's model."""
+        return WaitingModel()
 
 
 def main() -> None:
@@ -82,9 +109,13 @@ def main() -> None:
             many = run(root / "many", root / "out-many", SlowStandIn())
             cost = (many - second) / (arguments.shards - 1)
             print(f"{arguments.shards} shards: {many:.1f} s, {1000 * cost:.0f} ms a shard")
-            for workers in (1, 2):
-                seconds = run(root / "many", root / f"out-{workers}", SlowStandIn(), workers)
-                print(f"  {workers} worker(s): {seconds:.1f} s")
+            for workers in (1, 2, 4):
+                seconds = run(root / "many", root / f"out-{workers}", WaitingStandIn(), workers)
+                took = seconds - second
+                print(
+                    f"  {workers} worker(s), {_BATCH_SECONDS} s a shard: {seconds:.1f} s, less "
+                    f"start {took:.1f} s; {arguments.shards * _BATCH_SECONDS / took:.2f} at once"
+                )
             started = time.perf_counter()
             config = load_config(
                 overrides={
