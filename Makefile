@@ -26,9 +26,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/rankmill demo
 
-# Two processes, a Ray cluster each: most of a test's time is waiting for one.
+# Two processes, a Ray cluster each: most of a test's time is waiting for one. Files in their order:
+# xdist would keep those with few tests for the end, and they are the longest.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -202,7 +202,8 @@ def main() -> None:
     table: dict[str, Outcome] = defaultdict(Outcome)
     started = time.monotonic()
     try:
-        with Site(given.seed, any(kind.startswith(_STORE) for kind in kinds)) as site:
+        with_store = any(kind.startswith(_STORE) for kind in kinds)
+        with Site(given.seed, with_store, with_jobs="job stopped" in kinds) as site:
             if site.disk is None and "disk full" in kinds:
                 print("disk full: left out, as no disk may be mounted here", flush=True)
                 kinds.remove("disk full")

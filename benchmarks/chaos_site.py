@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from fault_proxy import FaultProxy
 
 QUERIES, CANDIDATES = 64, 10
 CPUS = 2
+_NAP_SECONDS = 0.05
 # A dead node is noticed after about five seconds; Ray's own settings give it half a minute.
 _HEALTH = {
     "health_check_initial_delay_ms": 1000,
@@ -49,13 +51,16 @@ def make_table() -> pa.Table:
 
 
 class Site:
-    """A cluster of two CPUs, an input, and, if wanted, a small disk and a store that can fail.
+    """A cluster of two CPUs, an input, a small disk, and, if wanted, a store that can fail and a
+    server that takes jobs.
 
     All of it is this process's own: children, folders, ports of loopback.
     """
 
-    def __init__(self, seed: int, with_store: bool) -> None:
-        self._stack, self._seed, self._with_store = ExitStack(), seed, with_store
+    def __init__(self, seed: int, with_store: bool, with_jobs: bool) -> None:
+        self._stack, self._seed = ExitStack(), seed
+        self._with_store, self._with_jobs = with_store, with_jobs
+        self.jobs = ""
         self.root = Path(tempfile.mkdtemp(prefix="rm-chaos-"))
         self.input = self.root / "input"
         self.disk: Path | None = None
@@ -105,9 +110,7 @@ class Site:
         self.start_cluster()
 
     def _start_store(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = _free_port()
         log = self._stack.enter_context((self.root / "store.log").open("wb"))
         store = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -161,7 +164,29 @@ class Site:
             "object_store_memory": 150_000_000,
             "_system_config": _HEALTH,
         }
+        if self._with_jobs:
+            port = _free_port()
+            arguments |= {
+                "include_dashboard": True,
+                "dashboard_port": port,
+                # Its own, or another cluster of this machine has it, and no job starts.
+                "dashboard_agent_listen_port": _free_port(),
+            }
+            self.jobs = f"http://127.0.0.1:{port}"
         self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
+        if self._with_jobs:
+            self._wait_for_jobs()
+
+    def _wait_for_jobs(self) -> None:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                JobSubmissionClient(self.jobs).list_jobs()
+                return
+            except (ConnectionError, RuntimeError, OSError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def _stop_cluster(self) -> None:
         if self.cluster is not None:
@@ -195,6 +220,12 @@ class Site:
         return found
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def send(pids: list[int], what: signal.Signals) -> None:
     """Send a signal to processes; those that have gone are passed over."""
     for pid in pids:
@@ -213,6 +244,8 @@ class Case:
         self.folder = site.root / f"{name}.case"
         self.folder.mkdir()
         self.driver: subprocess.Popen[bytes] | None = None
+        # Whether the command is submitted as a job; its driver is then `ray job submit`.
+        self.is_job = False
         self.starts = self.faults = self.shards = 0
         self.places: list[str] = []
         self.recovery: list[float] = []
@@ -228,9 +261,12 @@ class Case:
         self.starts += 1
         script = str(Path(__file__).with_name("chaos_run.py"))
         command = [sys.executable, script, self.source, self.output, str(self.folder), *more]
+        command += ["--address", self.site.cluster.address]
+        if self.is_job:
+            command = self._ray_job("submit", "--submission-id", self._job_id, "--", *command)
         with (self.folder / f"log-{self.starts}").open("wb") as log:
             self.driver = subprocess.Popen(
-                [*command, "--address", self.site.cluster.address],
+                command,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -246,11 +282,34 @@ class Case:
         """Whether the command has not ended."""
         return self.driver is not None and self.driver.poll() is None
 
-    def end(self, seconds: float = 180) -> int:
+    def end(self, seconds: float = 600) -> int:
         """Wait for the command; its exit code."""
         assert self.driver is not None, "started before"
-        self.codes.append(self.driver.wait(timeout=seconds))
-        return self.codes[-1]
+        # Counted, not clocked: whoever measures on this machine may stop this process meanwhile.
+        for _ in range(int(seconds / _NAP_SECONDS)):
+            if not self.is_running:
+                break
+            time.sleep(_NAP_SECONDS)
+        code = self.driver.wait(timeout=_NAP_SECONDS)
+        if self.is_job:
+            # `ray job submit` ends with 0 for a job that was stopped.
+            info = JobSubmissionClient(self.site.jobs).get_job_info(self._job_id)
+            stopped = info.status == JobStatus.STOPPED
+            code = -signal.SIGTERM if stopped else code or info.driver_exit_code or 0
+        self.codes.append(code)
+        return code
+
+    def stop_job(self) -> None:
+        """`ray job stop`, which waits until the job has ended."""
+        subprocess.run(self._ray_job("stop", self._job_id), check=True, capture_output=True)
+
+    def _ray_job(self, command: str, *arguments: str) -> list[str]:
+        ray = str(Path(sys.executable).with_name("ray"))
+        return [ray, "job", command, "--address", self.site.jobs, *arguments]
+
+    @property
+    def _job_id(self) -> str:
+        return f"{self.name}-{self.starts}"
 
     def kill(self) -> None:
         """SIGKILL to the driver."""
@@ -260,7 +319,7 @@ class Case:
 
     def wait(self, condition: Callable[[], bool], pause: float = 0.001) -> bool:
         """Wait until something is so, or the command has ended; whether it is so."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not condition():
             if not self.is_running or time.monotonic() > deadline:
                 return condition()

@@ -8,11 +8,15 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
-FAULTS = ("500", "503", "slow", "truncated", "reset")
-_SLOW_SECONDS = 0.6
+FAULTS = ("500", "503", "slow", "trickling", "silent", "truncated", "reset")
+_SLOW_SECONDS = 3.0
+_PIECES, _PIECE_SECONDS = 8, 0.1
+# Longer than a client waits for an answer.
+_SILENT_SECONDS = 60.0
 _ERRORS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "503": (503, "SlowDown", "Please reduce your request rate."),
@@ -27,9 +31,11 @@ class _Server(ThreadingHTTPServer):
 class FaultProxy:
     """Hands requests on to a store; `inject` makes a share of them fail.
 
-    500, 503: the store's own error answers. slow: up to `_SLOW_SECONDS` late. truncated: the
-    answer breaks off halfway; the store has done what it was asked. reset: the connection is
-    reset before the store hears of the request, or after it has answered.
+    500, 503: the store's own error answers. slow: up to `_SLOW_SECONDS` late. trickling: the
+    answer comes in pieces, with pauses. silent: no answer, before the store hears of the request
+    or after it has done what it was asked. truncated: the answer breaks off halfway; the store has
+    done what it was asked. reset: the connection is reset before the store hears of the request, or
+    after it has answered.
     """
 
     def __init__(self, port: int, seed: int) -> None:
@@ -98,6 +104,9 @@ class FaultProxy:
             return
         if fault == "slow":
             time.sleep(_SLOW_SECONDS * chance)
+        if fault == "silent" and chance < 0.5:
+            self._say_nothing(request)
+            return
         if fault == "reset" and chance < 0.5:
             self._reset(request)
             return
@@ -109,18 +118,22 @@ class FaultProxy:
             content = answer.read()
         finally:
             connection.close()
+        if fault == "silent":
+            self._say_nothing(request)
+            return
         if fault == "reset":
             self._reset(request)
             return
-        self._pass_on(request, answer, content, fault == "truncated")
+        self._pass_on(request, answer, content, fault)
 
     def _pass_on(
         self,
         request: BaseHTTPRequestHandler,
         answer: http.client.HTTPResponse,
         content: bytes,
-        is_cut: bool,
+        fault: str,
     ) -> None:
+        is_cut = fault == "truncated"
         own = ("transfer-encoding", "connection", "content-length")
         headers = [(k, v) for k, v in answer.getheaders() if k.lower() not in own]
         length = answer.getheader("Content-Length") or str(len(content))
@@ -134,11 +147,21 @@ class FaultProxy:
             if answer.status != 204:
                 request.send_header("Content-Length", length)
             request.end_headers()
-            request.wfile.write(content[: len(content) // 2] if is_cut else content)
+            if fault == "trickling":
+                _trickle(request, content)
+            else:
+                request.wfile.write(content[: len(content) // 2] if is_cut else content)
         except OSError:
             is_cut = True  # the client is gone
         if is_cut:
             request.close_connection = True
+
+    def _say_nothing(self, request: BaseHTTPRequestHandler) -> None:
+        """Keep the connection until the client gives it up, or for `_SILENT_SECONDS`."""
+        request.connection.settimeout(_SILENT_SECONDS)
+        with suppress(OSError):
+            request.connection.recv(1)
+        request.close_connection = True
 
     def _refuse(self, request: BaseHTTPRequestHandler, fault: str) -> None:
         status, code, message = _ERRORS[fault]
@@ -161,3 +184,11 @@ class FaultProxy:
         request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.close_connection = True
         request.connection.close()
+
+
+def _trickle(request: BaseHTTPRequestHandler, content: bytes) -> None:
+    size = len(content) // _PIECES + 1
+    for start in range(0, len(content), size):
+        time.sleep(_PIECE_SECONDS)
+        request.wfile.write(content[start : start + size])
+        request.wfile.flush()

@@ -87,6 +87,19 @@ def driver_terminated(case: Case, chance: random.Random) -> None:
         case.end()
 
 
+def job_stopped(case: Case, chance: random.Random) -> None:
+    """`ray job stop` of a job that `ray job submit` started; the next start submits it again."""
+    case.is_job = True
+    # Slower than elsewhere: the command to stop takes seconds to start.
+    case.start("--seconds", "0.5")
+    wanted = chance.randint(0, case.shards // 4)
+    case.wait(lambda: _begun(case) and case.committed() >= wanted)
+    if case.is_running:
+        case.stop_job()
+    if case.end() != 0:
+        case.faults += 1
+
+
 def scorer_killed(case: Case, chance: random.Random) -> None:
     """SIGKILL of a scoring actor in a batch, twice."""
     case.start()
@@ -219,12 +232,14 @@ def ray_restarted(case: Case, chance: random.Random) -> None:
 
 def store_fails(fault: str) -> Fault:
     """The object store fails in one way: a share of all requests, then all for four seconds."""
+    # Each request without an answer holds its writer up for half a minute.
+    share = 0.015 if fault == "silent" else 0.15
 
     def fails(case: Case, chance: random.Random) -> None:
         proxy = case.site.proxy
         assert proxy is not None, "left out otherwise"
         before = proxy.injected
-        proxy.inject(fault, 0.15, 600)
+        proxy.inject(fault, share, 600)
         case.start()
         wanted = chance.randint(1, case.shards // 2)
         case.wait(lambda: case.committed() >= wanted, 0.3)
@@ -247,6 +262,7 @@ KINDS: dict[str, Fault] = {
     "driver killed": driver_killed,
     "all killed at a place": all_killed_at_a_place,
     "driver terminated": driver_terminated,
+    "job stopped": job_stopped,
     "scorer killed": scorer_killed,
     "reader killed": reader_killed,
     "writer killed": writer_killed,

@@ -359,6 +359,31 @@ def test_plan_counts_what_is_committed(
     assert sorted(half_finished.rglob("*")) == before
 
 
+def test_plan_tells_hours_by_the_rate_of_another_run(
+    rankmill, candidates, finished, tiny_model, tmp_path
+):
+    paths = ("plan", "--input", candidates, "--output", tmp_path / "output")
+    model = ("--model", tiny_model("bert"), "--rates-from", finished[0])
+    [told] = json.loads(rankmill(*paths, *model, "--json").out)["capacity"]
+    manifest = json.loads((finished[0] / "_rankmill/manifest.json").read_bytes())
+    # The same pairs again: one worker takes as long as it took.
+    assert told["pairs"] == told["measured"]["pairs"] == manifest["pairs_scored"]
+    assert 3600 * told["hours"]["1"] == pytest.approx(manifest["scoring_seconds"], abs=2e-3)
+    assert told["worker"]["precision"] == manifest["profile"]["precision"]
+    shown = plain(rankmill(*paths, *model).out)
+    assert "core-hours of scoring" in shown
+
+
+def test_plan_makes_up_no_rate(rankmill, candidates, finished, tiny_model, tmp_path):
+    paths = ("plan", "--input", candidates, "--output", tmp_path / "output")
+    bert, other = (("--model", tiny_model(name)) for name in ("bert", "modernbert"))
+    assert json.loads(rankmill(*paths, *bert, "--json").out)["capacity"] == []
+    unknown = rankmill(*paths, *other, "--rates-from", finished[0])
+    assert (unknown.code, "tells no rate of" in plain(unknown.err)) == (2, True)
+    nothing = rankmill(*paths, *bert, "--rates-from", tmp_path)
+    assert (nothing.code, "holds no run" in plain(nothing.err)) == (2, True)
+
+
 def test_plan_shows_no_secret(rankmill, candidates, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-to-be-seen")
     done = rankmill(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
+import ray
 import ray.data
 
 import rankmill
@@ -23,8 +27,13 @@ from conftest import make_pairs
 from ranked_runs import candidates, commit_run, ranked_part
 from rankmill import plan
 from rankmill.errors import ConfigError, InputError, OutputBusy, OutputError, RunFailed
+from rankmill.export import counts as counting
 from rankmill.export import mining
-from rankmill.lease import Lease
+from rankmill.export.part import export_part
+from rankmill.export.recipe import ExportConfig
+from rankmill.export.run import _begin, _finish, _prepare
+from rankmill.lease import LEASE, Lease
+from rankmill.progress import Progress
 from rankmill.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -363,10 +372,6 @@ def test_the_same_export_gives_the_same_bytes(export: Export, run: str, tmp_path
     moved = shutil.copytree(run, tmp_path / "moved")
     assert contents(export("triplet", ranked=moved, output=tmp_path / "b", **settings)) == first
     # One worker, parts in another order, no Ray.
-    from rankmill.export.part import export_part
-    from rankmill.export.recipe import ExportConfig
-    from rankmill.export.run import _prepare
-
     store = Store(str(tmp_path / "c"))
     config = ExportConfig(format="triplet", **settings)
     work, _ = _prepare(store, config, [run], None, False)
@@ -434,6 +439,74 @@ def test_an_export_that_was_stopped_is_made_again(export: Export) -> None:
     Path(first.files[1]).write_bytes(b"half")
     assert contents(export("labeled-pair")) == whole
     assert (Path(first.output) / "_SUCCESS").exists()
+
+
+def test_an_export_that_was_killed_halfway_is_made_again_whole(
+    export: Export, run: str, tmp_path: Path
+) -> None:
+    whole = contents(export("labeled-pair", output=tmp_path / "undisturbed"))
+    program = (
+        "import os, sys, rankmill\n"
+        "kill = lambda progress: os.kill(os.getpid(), 9)\n"
+        "ranked, output, address = sys.argv[1:]\n"
+        "rankmill.export(ranked, output, format='labeled-pair', address=address, listener=kill)\n"
+    )
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", program, run, str(tmp_path / "out"), address]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert (tmp_path / "out/_rankmill/export.json").exists()
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+    assert contents(export("labeled-pair")) == whole
+    assert (tmp_path / "out/_SUCCESS").exists()
+    assert Store(str(tmp_path / "out")).sizes("_rankmill/tmp") == {}
+
+
+def test_whoever_slept_while_another_export_took_the_folder_writes_nothing(
+    export: Export, run: str, tmp_path: Path
+) -> None:
+    store, config = Store(str(tmp_path / "out")), ExportConfig(format="labeled-pair")
+    work, _ = _prepare(store, config, [run], None, False)
+    with Lease(store) as lease:
+        slept = _begin(work, lease, overwrite=False)
+        counts = [export_part(slept, part) for part in (0, 1)]
+    theirs = contents(export("labeled-pair", label="score", overwrite=True))
+    with pytest.raises(OutputBusy, match="Another run has taken over"):
+        export_part(slept, 0)
+    (tmp_path / "out/_SUCCESS").unlink()
+    with pytest.raises(OutputBusy, match="Another run took over"):
+        _finish(slept, lease, counting.add(counts), 1.0)
+    assert {name: store.read(name) for name in theirs} == theirs
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+
+def test_an_export_that_lost_its_lease_does_not_say_that_it_is_complete(
+    export: Export, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    with pytest.raises(OutputBusy, match="Another run took over"):
+        export("trec", listener=lambda progress: store.delete([LEASE]))
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+
+def test_a_part_of_another_export_that_came_late_is_gone_at_the_end(
+    export: Export, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "out"))
+    found = export("trec", listener=lambda progress: store.write("part-00000.parquet", b"late"))
+    assert sorted(store.sizes()) == ["_SUCCESS", *sorted(contents(found))]
+
+
+def test_an_export_of_which_a_file_is_gone_at_the_end_fails(export: Export, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+
+    def remove(progress: Progress) -> None:
+        if progress.shards_done == progress.shards:
+            store.delete(["part-00001.trec"])
+
+    with pytest.raises(RunFailed, match=r"1 files of the export .* are gone: part-00001\.trec"):
+        export("trec", listener=remove)
+    assert not (tmp_path / "out/_SUCCESS").exists()
 
 
 def test_a_folder_of_somebody_elses_is_refused(export: Export, run: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ray.exceptions import WorkerCrashedError
 
 from conftest import make_pairs
 from rankmill import cluster, pipeline, plan
-from rankmill.config import ComputeConfig, ModelConfig, load_config
+from rankmill.config import ComputeConfig, InputConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError, RunFailed
 from rankmill.job import _stage_settings
 from rankmill.pipeline import Step
@@ -28,6 +28,7 @@ from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choos
 from rankmill.prepared import Prepared, prepare
 from rankmill.profile import make_profile, probe
 from rankmill.read import ShardSource
+from rankmill.source import open_source
 from rankmill.worker import Bounds
 
 Write = Callable[..., str]
@@ -260,6 +261,19 @@ print("on", sorted(ray.get([actor.which.remote() for actor in actors], timeout=6
 def test_tasks_share_an_object_and_answer_in_order(ray_cluster: None) -> None:
     found = pipeline.map_shared(lambda words, place: words[place], ["a", "b", "c"], [2, 0, 1])
     assert list(found) == ["c", "a", "b"]
+
+
+def test_tasks_scan_a_large_input_as_the_driver_scans_a_small_one(
+    ray_cluster: None, write_pairs: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(InputConfig(path=write_pairs(make_pairs(20, 7), row_group_size=9)))
+    here = list(pipeline.scan(source, ComputeConfig()))
+    monkeypatch.setattr(pipeline, "SCAN_ON_DRIVER_ROWS", 0)
+    monkeypatch.setattr(pipeline, "_SCAN_GROUPS_A_TASK", 3)
+    on_tasks = list(pipeline.scan(source, ComputeConfig()))
+    assert [run.key.tolist() for run in on_tasks] == [run.key.tolist() for run in here]
+    assert [run.start.tolist() for run in on_tasks] == [run.start.tolist() for run in here]
+    assert len(here) == 16
 
 
 def test_a_process_that_was_interrupted_while_it_loaded_a_tokenizer_is_not_used_again(

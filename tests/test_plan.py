@@ -1,6 +1,7 @@
 """The plan: shards of whole candidate lists, the same however the input is cut."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -128,6 +129,54 @@ def test_a_shard_takes_as_many_lists_as_fit(write, keys, cut, pairs):
     for size, queries in list(zip(np.diff(made.bounds), made.queries))[:-1]:
         assert size + sizes[first + queries] > most - 1e-9
         first += queries
+
+
+def cut_one_by_one(work, borders):
+    """The greedy rule as it is said, a shard at a time, on all lists at once."""
+    shares = [
+        np.interp(borders, work._rows, measure) / cap
+        for measure, cap in (
+            (work._operations, plan.SHARD_OPERATIONS_LEAST),
+            (work._pairs, plan.SHARD_PAIRS),
+            (work._bytes, plan.SHARD_BYTES),
+        )
+    ]
+    taken = [0]
+    while taken[-1] < len(borders) - 1:
+        first = taken[-1]
+        stop = min(int(np.searchsorted(s, s[first] + 1.0, side="right")) - 1 for s in shares)
+        taken.append(max(stop, first + 1))
+    return borders[taken].tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lists=st.lists(st.integers(1, 9), min_size=1, max_size=40),
+    groups=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), min_size=1, max_size=5),
+    window=st.integers(1, 12),
+)
+def test_shards_are_those_of_the_greedy_rule_however_many_lists_are_looked_at(
+    lists, groups, window
+):
+    borders = np.cumsum([0, *lists])
+    rows = np.diff(np.linspace(0, borders[-1], len(groups) + 1).astype(int))
+    texts, others = np.array(groups, float).T * plan.SHARD_BYTES / 8
+    weights = plan.Weights(rows, rows.astype(float), texts, others)
+    work = plan.Work(weights, [Load(1.0, RULES)], len(lists), 1.0)
+    with mock.patch.object(plan, "_LISTS_AT_ONCE", window):
+        bounds, queries = work.cut(borders)
+    assert bounds.tolist() == cut_one_by_one(work, borders)
+    assert np.searchsorted(borders, bounds).tolist() == np.cumsum([0, *queries]).tolist()
+
+
+def test_a_part_of_an_input_has_the_rows_of_its_row_groups(write):
+    source = write([f"q{n // 5}" for n in range(30)], files=3, group_rows=4)
+    chosen = [1, 5, 4]  # of the first file and the second
+    part = source.part(chosen)
+    for number, group in zip(chosen, part.row_groups, strict=True):
+        whole = pa.concat_tables(source.batches(source.row_groups[number]))
+        assert pa.concat_tables(part.batches(group)) == whole
+    assert part.files == source.files[:2]
 
 
 @writes_files

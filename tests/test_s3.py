@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 
 from conftest import make_pairs
 from ranked_runs import candidates, commit_run, ranked_part
-from rankmill import Scorer, cli, job, lease, plan, reuse, storage
+from rankmill import Scorer, cli, job, lease, plan, reuse, s3_session, storage
 from rankmill.compare import compare
 from rankmill.config import ModelConfig, load_config
 from rankmill.errors import InputError, ModelError, OutputBusy
@@ -565,6 +565,21 @@ def test_a_silent_endpoint_is_given_up_within_seconds(reached):
         with pytest.raises(InputError, match="s3://bucket/in cannot be read"):
             storage.list_files(["s3://bucket/in"])
         assert time.monotonic() - started < 30
+
+
+@only_nanio
+def test_a_store_that_takes_requests_and_never_answers_is_given_up(reached, monkeypatch):
+    monkeypatch.setattr(s3_session, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(s3_session, "CONNECT_TIMEOUT", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)  # the kernel takes connections, and nobody reads from them
+        port = silent.getsockname()[1]
+        reached(AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_MAX_ATTEMPTS="2")
+        store = Store("s3://bucket/out")
+        for ask in (lambda: store.write("a", b"1"), lambda: store.read("a"), store.sizes):
+            with pytest.raises(OSError, match="did not answer within"):
+                ask()
 
 
 # What else s3fs can be told, each node by its own environment

@@ -19,7 +19,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     ["masking"],
     ["errors", "labels", "logs", "settings_yaml"],
-    ["schema", "settings"],
+    ["s3_session", "schema", "settings"],
     ["gate_settings", "rank_settings", "results"],
     ["config", "storage"],
     ["listing", "store"],
@@ -36,7 +36,7 @@ LAYERS = [
     ["prompt_tokenizer"],
     ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
     ["apart", "backend", "flight", "partitions", "portions", "runs", "sample", "watchdog"],
-    ["calibration", "scorer", "scoring_process"],
+    ["calibration", "capacity", "scorer", "scoring_process"],
     ["isolation", "output", "stages"],
     ["outcome", "reuse", "worker"],
     # On Ray.
@@ -56,7 +56,7 @@ LAYERS = [
     ["job"],
     ["demo", "folds", "nightly"],
     ["calibrate", "evaluation_tables", "tune"],
-    ["comparison_tables", "console", "tuning_tables"],
+    ["capacity_tables", "comparison_tables", "console", "tuning_tables"],
     ["model_tables"],
     [
         "calibrate_command",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import re
 import subprocess
 import sys
@@ -521,6 +522,29 @@ def test_long_texts_are_encoded_as_they_are_alone(wordpiece):
     together, alone = encode_texts(wordpiece, texts), [encode_texts(wordpiece, [t]) for t in texts]
     assert together.lengths.tolist() == [len(one.ids) for one in alone]
     assert together.ids.tolist() == [i for one in alone for i in one.ids.tolist()]
+
+
+WITHOUT_TRANSFORMERS = """
+import pickle, sys
+sys.modules["transformers"] = None
+with open(sys.argv[1], "rb") as file:
+    ours, texts = pickle.load(file)
+print(ours.encode(texts).ids.tolist())
+"""
+
+
+def test_what_travels_needs_neither_its_files_nor_transformers(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "split_special_tokens", True)
+    ours = PairTokenizer(tokenizer, RULES)
+    assert ours.travels == tokenizer.is_fast
+    if not ours.travels:
+        return
+    file = tmp_path / "tokenizer"
+    file.write_bytes(pickle.dumps((ours, AWKWARD)))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRANSFORMERS, file], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(ours.encode(AWKWARD).ids.tolist()), done.stderr
 
 
 def test_the_largest_id_counts_added_tokens_and_gaps(tokenizer):

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rankmill import console, job, model_tables
 from rankmill.calibrate_command import calibrate_command
+from rankmill.capacity_tables import capacity_facts, capacity_tables
 from rankmill.compare_command import compare_command
 from rankmill.config import RunConfig, load_config
 from rankmill.errors import ConfigError, RankmillError
@@ -137,21 +138,34 @@ def plan(
     date: DateOption = None,
     overwrite: OverwriteOption = False,
     rate: Annotated[float | None, typer.Option(help="Pairs/s, to estimate the time.")] = None,
+    rates_from: Annotated[
+        list[str] | None,
+        typer.Option(help="Output of a run with the same model: its rates tell what is needed."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do, and do nothing.
 
-    [bold]Example[/]
+    Where rates were measured, by the run's own committed shards or by those of --rates-from
+    (finished or not; may be repeated), it shows hours for 1, 2, 4, … workers of each model, and
+    core-hours or GPU-hours.
+
+    [bold]Examples[/]
 
       rankmill plan configs/nightly.yaml --date today --rate 250
+
+      rankmill plan configs/nightly.yaml --date today --rates-from s3://search/reranked/2026-11-20/
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_, date)
     with console.own_stdout() as stdout:
-        facts = console.plan_facts(prepare(wanted, overwrite=overwrite), rate)
+        ready = prepare(wanted, overwrite=overwrite)
+        facts = console.plan_facts(ready, rate)
+        facts["capacity"] = capacity_facts(ready, rates_from or [])
         if as_json:
             print(json.dumps(facts, indent=1, ensure_ascii=False), file=stdout)
         else:
-            Console(file=stdout).print(console.plan_table(facts))
+            out = Console(file=stdout)
+            out.print(console.plan_table(facts), *capacity_tables(facts["capacity"]))
 
 
 @app.command()

@@ -226,7 +226,7 @@ def plan_table(facts: dict[str, Any]) -> Table:
         ("model", f"{model['name']} ({model['architecture']}, {model['digest'][:12]})"),
         (
             "time, estimated",
-            "unknown: give --rate PAIRS_PER_SECOND" if seconds is None else duration(seconds),
+            "unknown: give --rate or --rates-from" if seconds is None else duration(seconds),
         ),
     ]
     rows += [(f"  {escape(one['label'])}", _model_line(one)) for one in facts["models"]]

@@ -12,7 +12,7 @@ import numpy as np
 from rankmill.tokens import Int32, TokenizedTexts, Truncation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Strategy = Literal["only_second", "longest_first"]
 STRATEGIES: dict[Truncation, Strategy] = {
@@ -36,11 +36,68 @@ class EncodedPairs:
     segments: list[list[int]] | None
 
 
+class FastTexts:
+    """The part of a fast tokenizer that makes ids of texts. Pickles, and needs no transformers."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._split_special = tokenizer.split_special_tokens
+
+    def __call__(self, texts: list[str]) -> list[Int32]:
+        """int32 [tokens], a text."""
+        # The library's own batch call: transformers' makes offsets, masks and a dictionary
+        # besides, and takes a fifth longer.
+        backend = self._backend
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self._split_special
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id in the vocabulary, added tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values())
+
+
+class SlowTexts:
+    """The same of a tokenizer in Python."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: list[str]) -> list[Int32]:
+        """int32 [tokens], a text."""
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [np.array(one, np.int32) for one in encoded["input_ids"]]
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id in the vocabulary, added tokens included."""
+        return max(self._tokenizer.get_vocab().values())
+
+
+def texts_of(tokenizer: PreTrainedTokenizerBase) -> FastTexts | SlowTexts:
+    """What makes ids of texts alone."""
+    return FastTexts(tokenizer) if tokenizer.is_fast else SlowTexts(tokenizer)
+
+
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> TokenizedTexts:
     """Tokenize texts without special tokens and without cutting."""
+    return encode_all(texts_of(tokenizer), texts)
+
+
+def encode_all(encode: FastTexts | SlowTexts, texts: Sequence[str]) -> TokenizedTexts:
+    """The same with what `texts_of` has found."""
     ids: list[Int32] = []
     for call in calls([len(text) for text in texts]):
-        ids += _encode(tokenizer, list(texts[call]))
+        ids += encode(list(texts[call]))
     starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])]).astype(np.int64)
     return TokenizedTexts(np.concatenate([np.empty(0, np.int32), *ids]), starts)
 
@@ -59,26 +116,6 @@ def calls(sizes: Sequence[int]) -> Iterator[slice]:
             start, characters = number, size
     if start < len(sizes):
         yield slice(start, len(sizes))
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Int32]:
-    if tokenizer.is_fast:
-        # The library's own batch call: transformers' makes offsets, masks and a dictionary
-        # besides, and takes a fifth longer.
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = tokenizer.split_special_tokens
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return [np.array(one, np.int32) for one in encoded["input_ids"]]
 
 
 def encode_pairs(

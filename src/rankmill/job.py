@@ -246,7 +246,7 @@ def _stage_settings(ready: Prepared, profiles: Sequence[Profile]) -> list[StageS
             description=model.description,
             profile=profile,
             rules=model.rules,
-            template=model.template,
+            template=model.tokenizer.template,
             columns=ready.source.columns,
             has_query_id=ready.source.has_query_id,
             max_text_bytes=ready.config.input.max_text_bytes,
@@ -267,8 +267,8 @@ def _steps(
     known = [reuse.known(ready.previous, one, pipeline.map_shared) for one in scorings]
     settings = _stage_settings(ready, profiles)
     return [
-        Step(one, pool, pipeline.share(found))
-        for one, pool, found in zip(settings, pools, known, strict=True)
+        Step(one, pool, pipeline.share(found), pipeline.share_tokenizer(model.tokenizer))
+        for model, one, pool, found in zip(ready.models, settings, pools, known, strict=True)
     ]
 
 

@@ -146,10 +146,10 @@ def remove_scraps(store: Store) -> None:
     store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
 
 
-def fenced(store: Store) -> Store:
-    """The same output, to be written to only as long as it is this run's."""
-    record = store.read(runs.RUN) or b""
-    return replace(store, fence=Fence(runs.RUN, hashlib.sha256(record).hexdigest()))
+def fenced(store: Store, record: str = runs.RUN) -> Store:
+    """The same output, to be written to only as long as it is this run's, whose record that is."""
+    content = store.read(record) or b""
+    return replace(store, fence=Fence(record, hashlib.sha256(content).hexdigest()))
 
 
 def remove_old(store: Store) -> None:

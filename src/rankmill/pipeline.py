@@ -9,11 +9,13 @@ CPU so that Ray never fuses them, and the pool always leaves room for the other 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -30,6 +32,7 @@ from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
 from rankmill.known_scores import KnownScores
+from rankmill.listing import RowGroup
 from rankmill.models import Description, Tokenizer
 from rankmill.plan import Plan, QueryRuns
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
@@ -46,6 +49,8 @@ SHARDS_AN_EXECUTION = 2_000
 # The input is scanned on the driver up to so many rows, and by Ray tasks above.
 SCAN_ON_DRIVER_ROWS = 2_000_000
 _SCAN_THREADS = 4
+# What such a task scans, at least, so that neither its start nor its share of the list counts.
+_SCAN_ROWS_A_TASK, _SCAN_GROUPS_A_TASK = 1_000_000, 64
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
@@ -56,11 +61,15 @@ R = TypeVar("R")
 
 
 class Step(NamedTuple):
-    """What the workers of a model must know, how many they are, and what need not be scored."""
+    """What the workers of a model must know, how many they are, and what need not be scored.
+
+    tokenizer: sent where it can be, otherwise None, and every worker loads it.
+    """
 
     settings: StageSettings
     pool: Pool
     known: ray.ObjectRef[KnownScores] | None = None
+    tokenizer: ray.ObjectRef[Tokenizer] | None = None
 
 
 def probe(device: Device, compute: ComputeConfig) -> Hardware:
@@ -142,6 +151,11 @@ def share(known: KnownScores | None) -> ray.ObjectRef[KnownScores] | None:
     return None if known is None else ray.put(known)
 
 
+def share_tokenizer(tokenizer: Tokenizer) -> ray.ObjectRef[Tokenizer] | None:
+    """Send a tokenizer that travels to the cluster, once for a run; for a `Step`."""
+    return ray.put(tokenizer) if tokenizer.travels else None
+
+
 def _get(refs: list[Any]) -> list[Any]:
     try:
         return list(ray.get(refs))
@@ -165,15 +179,34 @@ def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
     Lazy: a few row groups ahead of what is taken. A cluster that is started for it stays up for
     the run that follows in this process.
     """
-    groups = list(source.row_groups)
-    if sum(group.rows for group in groups) > SCAN_ON_DRIVER_ROWS:
-        cluster.connect(config)
-        yield from map_shared(plan.find_runs, source, groups)
+    if sum(group.rows for group in source.row_groups) <= SCAN_ON_DRIVER_ROWS:
+        yield from _scan_here(source)
         return
+    cluster.connect(config)
+    bare = replace(source, texts=(), origin=None)
+    parts = [bare.part(run) for run in _stretches(source.row_groups)]
+    for found in map_tasks(lambda part: list(_scan_here(part)), parts):
+        yield from found
+
+
+def _scan_here(source: Source) -> Iterator[QueryRuns]:
+    groups = list(source.row_groups)
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         for start in range(0, len(groups), _SCAN_THREADS):
             ahead = groups[start : start + _SCAN_THREADS]
             yield from pool.map(lambda group: plan.find_runs(source, group), ahead)
+
+
+def _stretches(groups: Sequence[RowGroup]) -> list[range]:
+    """The row groups, by number, that a task scans: enough of them to be worth its start."""
+    ends, rows = [0], 0
+    for number, group in enumerate(groups, 1):
+        rows += group.rows
+        if rows >= _SCAN_ROWS_A_TASK or number - ends[-1] == _SCAN_GROUPS_A_TASK:
+            ends.append(number)
+            rows = 0
+    ends.append(len(groups))
+    return [range(first, stop) for first, stop in itertools.pairwise(ends) if first < stop]
 
 
 def run_shards(
@@ -236,10 +269,10 @@ def run_context() -> DataContext:
 def graph(source: ShardSource, steps: Sequence[Step], bounds: Bounds) -> Dataset:
     """The lazy Ray Data graph up to scored envelopes."""
     dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.tasks)
-    for settings, pool, known in steps:
+    for settings, pool, known, tokenizer in steps:
         dataset = dataset.map_batches(
             tokenize_block,
-            fn_args=(settings, bounds, known),
+            fn_args=(settings, bounds, known, tokenizer),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=TOKENIZE_CPUS,
@@ -295,11 +328,12 @@ def tokenize_block(
     settings: StageSettings,
     bounds: Bounds,
     shared: ray.ObjectRef[KnownScores] | None = None,
+    sent: ray.ObjectRef[Tokenizer] | None = None,
 ) -> pa.Table:
-    """Tokenize the envelopes of a block. shared: what is known of their pairs."""
+    """Tokenize the envelopes of a block. shared: what is known of their pairs; sent: see `Step`."""
     _write_logs(bounds.run)
     try:
-        tokenizer = _tokenizer(settings.description, settings.rules)
+        tokenizer = _tokenizer(_Wanted(settings.description, settings.rules, sent))
     except BaseException as error:
         if is_interrupt(error):
             # A run that ends cancels its tasks. One that was importing leaves C extensions half
@@ -317,10 +351,21 @@ def _write_logs(run: str) -> None:
     logs.name_run(run)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A tokenizer. Where it was sent does not make it another: a cache holds on to one of them."""
+
+    description: Description
+    rules: PairRules
+    sent: ray.ObjectRef[Tokenizer] | None = field(compare=False)
+
+
 @lru_cache(maxsize=8)
-def _tokenizer(description: Description, rules: PairRules) -> Tokenizer:
+def _tokenizer(wanted: _Wanted) -> Tokenizer:
     """One tokenizer a worker process: building it takes longer than a small shard."""
-    return description.tokenizer(rules)
+    if wanted.sent is None:
+        return wanted.description.tokenizer(wanted.rules)
+    return ray.get(wanted.sent)
 
 
 class ScoreBlocks:

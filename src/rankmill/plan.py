@@ -39,6 +39,8 @@ _BYTES_PER_TOKEN = 4.0
 _SAMPLE_ROWS = 1024
 # Runs that are gathered before they are first looked through for a list that comes again.
 _RUNS_UNCHECKED = 1 << 20
+# Lists that are cut into shards at once, so that memory for it does not grow with them.
+_LISTS_AT_ONCE = 1 << 18
 
 
 class ListsApart(InputError):
@@ -134,13 +136,16 @@ def find_runs(source: Source, group: RowGroup) -> QueryRuns:
     offset, last = 0, None
     for table in source.batches(group, [source.query_key], rows=1 << 16):
         key = rows.candidate_key(table, source.columns, source.has_query_id)
-        present = np.flatnonzero(pc.is_valid(key).to_numpy(zero_copy_only=False))
-        values = key.drop_null()
+        present, values = None, key
+        if key.null_count:
+            present = np.flatnonzero(pc.is_valid(key).to_numpy(zero_copy_only=False))
+            values = key.drop_null()
         if len(values):
             changed = np.ones(len(values), bool)
             changed[1:] = pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
             hashes = _hashes(values.filter(pa.array(changed)))
-            where = present[changed] + offset
+            where = np.flatnonzero(changed) if present is None else present[changed]
+            where = where + offset
             if last is not None and hashes[0] == last:
                 hashes, where = hashes[1:], where[1:]
             keys.append(hashes)
@@ -193,21 +198,22 @@ def make_plan(
     Raises `ListsApart` when a query's rows lie apart, as soon as that is seen: where they do, there
     may be as many runs as rows.
     """
-    found: list[QueryRuns] = []
-    unchecked, enough = 0, _RUNS_UNCHECKED
-    for run in _until(runs, limit):
-        found.append(run)
-        unchecked += len(run.key)
-        if unchecked > enough:
-            _refuse_apart(source, *_global_runs(source.row_groups[: len(found)], found))
-            enough = 2 * unchecked
-    groups = source.row_groups[: len(found)]
-    keys, starts = _global_runs(groups, found)
+    found = _Found()
+    enough = _RUNS_UNCHECKED
+    for run, group in zip(_until(runs, limit), source.row_groups):
+        found.add(run, group)
+        if found.runs > enough:
+            _refuse_apart(source, *found.lists())
+            enough = 2 * found.runs
+    repeated_bytes = found.repeated_bytes
+    groups = source.row_groups[: len(repeated_bytes)]
+    keys, starts = found.lists()
     _refuse_apart(source, keys, starts)
+    del keys, found  # what is left to do takes as much memory as they
     total, lists = sum(group.rows for group in groups), len(starts)
     if limit is not None and limit < len(starts):
         total, starts = int(starts[limit]), starts[:limit]
-    work = Work(Weights.of_groups(groups, found), loads, lists, times)
+    work = Work(Weights.of_groups(groups, repeated_bytes), loads, lists, times)
     bounds, queries = work.cut(np.append(starts, total))
     return Plan(groups, bounds, queries, *work.size(bounds), work.tokens_a_pair)
 
@@ -223,43 +229,54 @@ def _until(runs: Iterable[QueryRuns], limit: int | None) -> Iterator[QueryRuns]:
             return
 
 
-def _global_runs(
-    groups: Sequence[RowGroup], runs: Iterable[QueryRuns]
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    keys: list[npt.NDArray[np.uint64]] = []
-    starts: list[npt.NDArray[np.int64]] = []
-    offset, last = 0, None
-    for group, run in zip(groups, runs, strict=True):
-        key, start = run.key, run.start + offset
-        if len(key) and last is not None and key[0] == last:
-            key, start = key[1:], start[1:]
-        if len(run.key):
-            last = run.key[-1]
-        keys.append(key)
-        starts.append(start)
-        offset += group.rows
-    key = np.concatenate(keys) if keys else np.empty(0, np.uint64)
-    start = np.concatenate(starts) if starts else np.empty(0, np.int64)
-    if len(start):
-        start[0] = 0  # rows without a key that lead the input go with its first list
-    elif offset:
-        start = np.zeros(1, np.int64)  # no row has a key: all of them are one run for quarantine
-    return key, start
+class _Found:
+    """The runs of the row groups so far, as the whole input's. `runs`: how many there are."""
+
+    def __init__(self) -> None:
+        self.repeated_bytes: list[int] = []
+        self.runs = 0
+        self._keys: list[npt.NDArray[np.uint64]] = []
+        self._starts: list[npt.NDArray[np.int64]] = []
+        self._rows = 0
+        self._last: np.uint64 | None = None
+
+    def add(self, run: QueryRuns, group: RowGroup) -> None:
+        """Take the next row group's; a list may go on from one group to the next."""
+        key, start = run.key, run.start + self._rows
+        if len(key):
+            if key[0] == self._last:
+                key, start = key[1:], start[1:]
+            self._last = run.key[-1]
+            self._keys.append(key)
+            self._starts.append(start)
+        self.runs += len(key)
+        self.repeated_bytes.append(run.repeated_bytes)
+        self._rows += group.rows
+
+    def lists(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """uint64 [lists], int64 [lists]: each list's key and first row."""
+        if not self._keys:  # no row has a key: all of them are one run for quarantine
+            return np.empty(0, np.uint64), np.zeros(min(self._rows, 1), np.int64)
+        self._keys, self._starts = [np.concatenate(self._keys)], [np.concatenate(self._starts)]
+        self._starts[0][0] = 0  # rows without a key that lead the input go with its first list
+        return self._keys[0], self._starts[0]
 
 
 def _refuse_apart(
     source: Source, keys: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64]
 ) -> None:
+    ordered = np.sort(keys)  # several times as fast as to find their order too
+    if not np.any(ordered[1:] == ordered[:-1]):
+        return
     order = np.argsort(keys, kind="stable")
     again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-    if len(again):
-        earliest = again[np.argmin(starts[order[again + 1]])]
-        first, second = int(starts[order[earliest]]), int(starts[order[earliest + 1]])
-        raise ListsApart(
-            f"The rows of a candidate list lie apart: the {source.query_key} of row {first} comes "
-            f"again at row {second} (counted from 0 over all files in name order).",
-            f"Sort the input by {source.query_key} and run again.",
-        )
+    earliest = again[np.argmin(starts[order[again + 1]])]
+    first, second = int(starts[order[earliest]]), int(starts[order[earliest + 1]])
+    raise ListsApart(
+        f"The rows of a candidate list lie apart: the {source.query_key} of row {first} comes "
+        f"again at row {second} (counted from 0 over all files in name order).",
+        f"Sort the input by {source.query_key} and run again.",
+    )
 
 
 @dataclass(frozen=True)
@@ -275,9 +292,9 @@ class Weights:
     total_bytes: npt.NDArray[np.float64]
 
     @classmethod
-    def of_groups(cls, groups: Sequence[RowGroup], runs: Sequence[QueryRuns]) -> Weights:
-        """A stretch a row group."""
-        text = [group.text_bytes + run.repeated_bytes for group, run in zip(groups, runs)]
+    def of_groups(cls, groups: Sequence[RowGroup], repeated_bytes: Sequence[int]) -> Weights:
+        """A stretch a row group. repeated_bytes: see `QueryRuns`."""
+        text = [group.text_bytes + more for group, more in zip(groups, repeated_bytes)]
         return cls(
             np.array([group.rows for group in groups], np.int64),
             np.array([group.pairs for group in groups], np.float64),
@@ -316,14 +333,21 @@ class Work:
         pairs, tokens = (np.interp(bounds[-1], self._rows, m) for m in (self._pairs, self._tokens))
         return int(pairs.round()), int(tokens.round())
 
-    def _shares(self, row: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
-        """Each measure as a share of what one shard may hold. `row` ends with the last row."""
-        operations, pairs, held = (
-            np.interp(row, self._rows, measure)
-            for measure in (self._operations, self._pairs, self._bytes)
+    def _stops(self, borders: npt.NDArray[np.int64], most: float) -> npt.NDArray[np.int64]:
+        """int64 [borders]: the last border that every cap allows a shard that begins at each.
+
+        most: operations of a shard.
+        """
+        measures = (
+            (self._operations, most),
+            (self._pairs, SHARD_PAIRS),
+            (self._bytes, SHARD_BYTES),
         )
-        most = min(SHARD_OPERATIONS, max(operations[-1] / SMALL_PLAN, SHARD_OPERATIONS_LEAST))
-        return [operations / most, pairs / SHARD_PAIRS, held / SHARD_BYTES]
+        stops = np.full(len(borders), len(borders) - 1)
+        for measure, cap in measures:
+            share = np.interp(borders, self._rows, measure) / cap
+            stops = np.minimum(stops, np.searchsorted(share, share + 1.0, side="right") - 1)
+        return stops
 
     def cut(
         self, borders: npt.NDArray[np.int64]
@@ -332,12 +356,20 @@ class Work:
 
         Greedy: each shard takes as many whole lists as every cap allows, and at least one.
         """
-        shares = self._shares(borders)
-        taken = [0]
-        while taken[-1] < len(borders) - 1:
-            first = taken[-1]
-            stops = [int(np.searchsorted(s, s[first] + 1.0, side="right")) - 1 for s in shares]
-            taken.append(max(min(*stops, len(borders) - 1), first + 1))
+        operations = float(np.interp(borders[-1], self._rows, self._operations))
+        most = min(SHARD_OPERATIONS, max(operations / SMALL_PLAN, SHARD_OPERATIONS_LEAST))
+        taken, last, window = [0], len(borders) - 1, _LISTS_AT_ONCE
+        while taken[-1] < last:
+            low = taken[-1]
+            end = min(window, last - low)
+            stops = self._stops(borders[low : low + end + 1], most).tolist()
+            first = 0
+            # Where a shard's last border is the window's, the next may be its too.
+            while first < end and (stops[first] < end or low + end == last):
+                first = max(stops[first], first + 1)
+                taken.append(low + first)
+            if first == 0:
+                window *= 2
         if len(taken) == 1:  # no rows: one empty shard, so that there is one part with the schema
             return np.zeros(2, np.int64), np.zeros(1, np.int64)
         cuts = np.array(taken, np.int64)

@@ -13,7 +13,7 @@ from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import OutputError
 from rankmill.load import Estimate, Load
 from rankmill.markers import Marker
-from rankmill.models import Description, refuse_instructions
+from rankmill.models import Description, Tokenizer, refuse_instructions
 from rankmill.models.describe import describe
 from rankmill.plan import GPU_TIMES, Plan
 from rankmill.profile import Profile
@@ -23,7 +23,7 @@ from rankmill.source import Source
 from rankmill.staging import Cost, Staging
 from rankmill.store import Store
 from rankmill.text_tables import open_input
-from rankmill.tokens import PairRules, Template
+from rankmill.tokens import PairRules
 
 log = logging.getLogger("rankmill")
 
@@ -41,15 +41,14 @@ class RunModel:
     asked: ModelConfig
     description: Description
     rules: PairRules
-    template: Template
-    fixed_tokens: int
+    tokenizer: Tokenizer
     best: int | None
 
     @property
     def load(self) -> Load:
         """What it costs."""
         each = self.description.operations_per_token
-        return Load(each, self.rules, self.fixed_tokens, self.best)
+        return Load(each, self.rules, self.tokenizer.fixed_tokens, self.best)
 
 
 @dataclass(frozen=True)
@@ -230,8 +229,7 @@ def _models(config: RunConfig, found: Sequence[Description]) -> tuple[RunModel, 
             )
         tokenizer = one.check(rules)
         label, best = config.results.labels[number], keeps[number] if config.stages else None
-        template, fixed = tokenizer.template, tokenizer.fixed_tokens
-        made.append(RunModel(key, label, asked, one, rules, template, fixed, best))
+        made.append(RunModel(key, label, asked, one, rules, tokenizer, best))
     return tuple(made)
 
 

@@ -18,6 +18,8 @@ from rankmill.store import Store
 log = logging.getLogger("rankmill")
 # Listing a local folder is cheap; a listing of an object store is paid by the request.
 _LOCAL_SECONDS, _REMOTE_SECONDS = 1.0, 10.0
+# With a hundred thousand markers a look takes seconds itself: between two, this many times as long.
+_BETWEEN_LOOKS = 10
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class Watch:
         observer: Observer,
     ) -> None:
         self._store, self._shards, self._pairs = store, shards, pairs
-        self._markers = dict(committed)
+        # Numbers only: markers are kilobytes each, and a run may have a million.
+        self._known = set(committed)
         self._before = sum(marker.counters.rows_in for marker in committed.values())
+        self._done = self._before
         self._fingerprint, self._lease = fingerprint, lease
         self._listener, self._observer = listener, observer
         self._started = time.monotonic()
@@ -110,19 +114,25 @@ class Watch:
 
     def _run(self) -> None:
         pause = _LOCAL_SECONDS if self._store.local else _REMOTE_SECONDS
+        due = 0.0
         while not self._stop.wait(pause):
             if self._lease.lost:
                 _thread.interrupt_main()
                 return
+            started = time.monotonic()
+            if started < due:
+                continue
             try:
                 self._look()
+                due = started + _BETWEEN_LOOKS * (time.monotonic() - started)
             except OSError as error:
                 log.warning("The run's markers cannot be read at the moment: %s", error)
 
     def _look(self) -> None:
-        found = markers.read_markers(self._store, self._markers)
+        found = markers.read_markers(self._store, self._known)
         new = {s: m for s, m in sorted(found.items()) if m.fingerprint == self._fingerprint}
-        self._markers |= new
+        self._known |= new.keys()
+        self._done += sum(marker.counters.rows_in for marker in new.values())
         now = self._now()
         self._observer(list(new.values()), now)
         for shard, marker in new.items():
@@ -132,7 +142,6 @@ class Watch:
             self._listener(now)
 
     def _now(self) -> Progress:
-        done = sum(marker.counters.rows_in for marker in self._markers.values())
         seconds = time.monotonic() - self._started
-        rate = (done - self._before) / seconds
-        return Progress(self._shards, len(self._markers), self._pairs, done, rate, seconds)
+        rate = (self._done - self._before) / seconds
+        return Progress(self._shards, len(self._known), self._pairs, self._done, rate, seconds)

@@ -76,6 +76,8 @@ class PromptTokenizer:
     max_query_tokens leaves none to the document.
     """
 
+    travels = False
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

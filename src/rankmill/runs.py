@@ -161,6 +161,7 @@ def make_run(
             "queries": int(plan.queries.sum()),
             "pairs": plan.pairs,
             "tokens": plan.tokens,
+            "tokens_a_pair": list(plan.tokens_a_pair),
             "digest": plan.digest,
         },
     }

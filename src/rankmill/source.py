@@ -7,8 +7,8 @@ reads any of its row groups as a table of the unified schema.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,6 +85,17 @@ class Table:
                 column = pa.nulls(table.num_rows, wanted)
             columns.append(column)
         return pa.table(columns, schema=pa.schema([self.table_schema.field(n) for n in names]))
+
+    def part(self, groups: Sequence[int]) -> Self:
+        """Only these row groups, by their numbers, and their files: what a task need be sent."""
+        chosen = [self.row_groups[number] for number in groups]
+        places = {file: place for place, file in enumerate(dict.fromkeys(g.file for g in chosen))}
+        return replace(
+            self,
+            files=tuple(self.files[file] for file in places),
+            partitions=tuple(self.partitions[file] for file in places),
+            row_groups=tuple(replace(group, file=places[group.file]) for group in chosen),
+        )
 
     def refuse_changed(self, number: int) -> None:
         """Raise `InputError` when a file is not the one that was listed any more."""

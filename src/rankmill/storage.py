@@ -28,8 +28,6 @@ from rankmill.errors import ConfigError, InputError
 Infos = dict[str, dict[str, object]]
 
 _GLOB = frozenset("*?[")
-# Seconds. botocore tries five times and would wait a minute each for an endpoint that is silent.
-_CONNECT_TIMEOUT = 5
 _BATCH_ROWS = 2**17
 
 
@@ -84,7 +82,7 @@ def _filesystem(protocol: str, profile: str | None, process: int) -> AbstractFil
             options["profile"] = profile
         # Listings must show what other processes have committed a moment ago.
         options["use_listings_cache"] = False
-        options["config_kwargs"] = {"connect_timeout": _CONNECT_TIMEOUT}
+        options["config_kwargs"] = _s3_patience()
     try:
         return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
@@ -92,6 +90,16 @@ def _filesystem(protocol: str, profile: str | None, process: int) -> AbstractFil
             f"Paths that start with {protocol}:// cannot be opened: {error}.",
             "Install the fsspec implementation of that store.",
         ) from None
+
+
+def _s3_patience() -> dict[str, object]:
+    from rankmill.s3_session import CONNECT_TIMEOUT, READ_TIMEOUT, PatientSession
+
+    return {
+        "connect_timeout": CONNECT_TIMEOUT,
+        "read_timeout": READ_TIMEOUT,
+        "http_session_cls": PatientSession,
+    }
 
 
 def filesystem(path: str, profile: str | None = None) -> tuple[AbstractFileSystem, str]:

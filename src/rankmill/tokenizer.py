@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankmill import tokenizer_files
-from rankmill.encoding import encode_texts
+from rankmill.encoding import FastTexts, encode_all, texts_of
 from rankmill.errors import ConfigError, ModelError
 from rankmill.own_pairs import OwnPairs
 from rankmill.template import PROBE_DOCUMENTS, PROBE_QUERIES, NoTemplate, probe_template
@@ -33,22 +33,26 @@ class PairTokenizer:
 
     template: the special tokens around the two texts of a pair; fixed_tokens: how many.
     own_pairs: None, or for a tokenizer without such a template, what makes its pairs whole, one
-    by one; `template` then adds nothing. prefix: what stands before every query. Raises
-    `ModelError` or `ConfigError` when the rules leave a document no room.
+    by one; `template` then adds nothing. prefix: what stands before every query. travels: see
+    `models.Tokenizer`. Raises `ModelError` or `ConfigError` when the rules leave a document no
+    room.
     """
 
     own_pairs: OwnPairs | None = None
+    travels = False
     _reason = ""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, rules: PairRules, prefix: str = ""
     ) -> None:
-        self._tokenizer = tokenizer
+        self._kind = type(tokenizer).__name__
+        self._texts = texts_of(tokenizer)
         self._prefix = prefix
         self.rules = rules
         try:
             self.template = probe_template(tokenizer)
             self.fixed_tokens = self.template.special
+            self.travels = isinstance(self._texts, FastTexts)
         except NoTemplate as reason:
             self.own_pairs = OwnPairs(tokenizer, rules)
             self.template = self.own_pairs.template
@@ -80,7 +84,7 @@ class PairTokenizer:
             rules.max_document_tokens or rules.overflow == "windows"
         ):
             raise ConfigError(
-                f"{type(self._tokenizer).__name__} makes pairs that are not their two texts "
+                f"{self._kind} makes pairs that are not their two texts "
                 "between special tokens, so its documents cannot be capped or windowed.",
                 "Leave out model.max_document_tokens, and set model.overflow to truncate.",
             )
@@ -89,7 +93,7 @@ class PairTokenizer:
     @cached_property
     def largest_id(self) -> int:
         """The largest id in the vocabulary, added tokens included: a text may hold any of them."""
-        return max(self._tokenizer.get_vocab().values())
+        return self._texts.largest_id
 
     def tokenize(self, texts: Sequence[str], query: Int32, document: Int32) -> TokenizedPairs:
         """Tokenize and cut pairs, given as int32 [pairs] indices into distinct texts.
@@ -115,7 +119,7 @@ class PairTokenizer:
 
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenize texts without special tokens and without cutting."""
-        return encode_texts(self._tokenizer, texts)
+        return encode_all(self._texts, texts)
 
     def pairs(self, texts: TokenizedTexts, query: Int32, document: Int32) -> TokenizedPairs:
         """What counts of pairs, given as int32 [pairs] indices into `texts`, to length."""
@@ -135,7 +139,7 @@ class PairTokenizer:
         log.warning(
             "Tokenizing is slow with this model: %s makes pairs that are not their two texts "
             "between special tokens (%s), so every pair is tokenized whole.",
-            type(self._tokenizer).__name__,
+            self._kind,
             self._reason,
         )
         self.own_pairs.tokenize(PROBE_QUERIES, PROBE_DOCUMENTS)

@@ -56,12 +56,17 @@ class Work:
         name = self.ranked.parts[part].name
         return name.replace(".parquet", ".trec") if self.config.format == "trec" else name
 
+    @property
+    def file_names(self) -> list[str]:
+        """All of them, in the order of the run's parts."""
+        return [self.file_name(part) for part in range(len(self.ranked.parts))]
+
 
 def export_part(work: Work, part: int) -> Counts:
     """Make the file of one part and write it. Equal parts, equal bytes.
 
     Raises `InputError` for a part that cannot be read, `RunFailed` for a file that cannot be
-    written.
+    written, `OutputBusy` when another export has taken the folder over.
     """
     table = work.ranked.read(part, work.columns)
     if work.config.format == "trec":

@@ -4,7 +4,8 @@
 
 The driver holds settings, judgements, a hash a query of other runs, and counts; never a row. The
 files are a function of the run, the settings and the seed: how many tasks there are, and where,
-changes nothing. An export that was stopped starts again from its first part.
+changes nothing. An export that was stopped starts again from its first part. One at a time writes
+to a folder, as with runs: a lease, and behind a fence, which is the export's own record.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.export.recipe import ExportConfig, refuse_contradictions
 from rankmill.lease import Lease
 from rankmill.markers import PRIVATE
-from rankmill.output import refuse_overlap, refuse_relative
+from rankmill.output import fenced, refuse_overlap, refuse_relative, remove_scraps
 from rankmill.progress import Listener, Progress
 from rankmill.qrels import Judgements, TableSource, read_judgements
 from rankmill.settings import Setting, read_section
@@ -100,8 +101,8 @@ def export(
         return _result(store, found)
     with ExitStack() as stack:
         with storage.reaching(store.url):
-            stack.enter_context(Lease(store))
-            _begin(work, overwrite)
+            lease = stack.enter_context(Lease(store))
+            work = _begin(work, lease, overwrite)
         stack.enter_context(cluster.connected(compute))
         try:
             indexed = [
@@ -115,7 +116,7 @@ def export(
                 done.append(counts)
                 if listener is not None:
                     listener(_progress(work.ranked, len(done), time.monotonic() - started))
-            return _finish(work, counting.add(done), time.monotonic() - started)
+            return _finish(work, lease, counting.add(done), time.monotonic() - started)
         except StartError as error:  # too late to be one
             raise RunFailed(error.message, error.remedy) from error
         except OSError as error:
@@ -192,20 +193,37 @@ def _look(work: Work, overwrite: bool) -> dict[str, Any] | None:
     return complete if runs.SUCCESS in names else None
 
 
-def _begin(work: Work, overwrite: bool) -> None:
-    """Make ready for a start, again looking first: another export may have come and gone."""
+def _begin(work: Work, lease: Lease, overwrite: bool) -> Work:
+    """Make ready for a start, again looking first: another export may have come and gone.
+
+    The work comes back behind the fence.
+    """
     store = work.store
-    _look(work, overwrite)
-    store.delete([runs.SUCCESS, REPORT])
-    store.delete([name for name in store.sizes() if _FILE.fullmatch(name)])
-    store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
     record = {"fingerprint": work.fingerprint, "identity": work.identity}
-    store.write(EXPORT, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    with store.locked():
+        lease.refuse_lost()
+        _look(work, overwrite)
+        store.delete([runs.SUCCESS, REPORT])
+        # Before the old files go: from here on no task of another export can write one again.
+        store.write(EXPORT, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        store.delete([name for name in store.sizes() if _FILE.fullmatch(name)])
+        remove_scraps(store)
+        return replace(work, store=fenced(store, EXPORT))
 
 
-def _finish(work: Work, counts: Counts, seconds: float) -> ExportResult:
-    """Check the sums, write the report and `_SUCCESS`."""
+def _finish(work: Work, lease: Lease, counts: Counts, seconds: float) -> ExportResult:
+    """Check files and sums, write the report and `_SUCCESS`."""
     counts.refuse_imbalance()
+    with work.store.locked():
+        lease.refuse_lost()
+        there = {name for name in work.store.sizes() if _FILE.fullmatch(name)}
+        # What another export's task wrote that slept between its check and its write, on S3.
+        work.store.delete(sorted(there.difference(work.file_names)))
+    if missing := sorted({*work.file_names} - there):
+        raise RunFailed(
+            f"{len(missing)} files of the export at {work.store.url} are gone: {missing[0]}.",
+            "Run the same command again.",
+        )
     if not counts.examples:
         log.warning("No example came out of %d rows; the report says why.", counts.rows)
     report = {
@@ -216,7 +234,7 @@ def _finish(work: Work, counts: Counts, seconds: float) -> ExportResult:
         "model": model_of(work.ranked),
         "counts": asdict(counts),
         "columns": [] if work.config.format == "trec" else examples.columns(work.config).names,
-        "files": [work.file_name(part) for part in range(len(work.ranked.parts))],
+        "files": work.file_names,
         "seconds": round(seconds, 3),
         "versions": runs.versions(),
     }

@@ -40,11 +40,17 @@ class ScorerModel(Protocol):
 
 
 class Tokenizer(Protocol):
-    """How a model's pairs become token ids (see `PairTokenizer` and `PromptTokenizer`)."""
+    """How a model's pairs become token ids (see `PairTokenizer` and `PromptTokenizer`).
+
+    fixed_tokens: of every input, whatever its texts: special ones, a prompt's. travels: whether it
+    pickles and then needs neither the model's files nor transformers, whose import takes a process
+    seconds: a run sends such a one to where texts are tokenized.
+    """
 
     rules: PairRules
     template: Template
-    fixed_tokens: int  # of every input, whatever its texts: special ones, a prompt's
+    fixed_tokens: int
+    travels: bool
 
     def query_text(self, query: str, instruction: str | None = None) -> str:
         """A query as the model reads it; pairs are told apart by it."""
