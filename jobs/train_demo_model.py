@@ -22,7 +22,7 @@ import random
 import site
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import bm25s
@@ -41,6 +41,15 @@ SEED = 20
 
 
 # ---------------------------------------------------------------------------- 1. lists
+
+
+def make_lists(work: Path, packages: list[Path], prose: list[Path], queries: int) -> None:
+    """Make texts.parquet and lists.npz in `work`, each where it does not exist."""
+    if not (work / "texts.parquet").exists():
+        packages = packages or [Path(folder) for folder in site.getsitepackages()]
+        pq.write_table(gather_texts(packages, prose, SEED), work / "texts.parquet")
+    if not (work / "lists.npz").exists():
+        mine_lists(pq.read_table(work / "texts.parquet"), queries, work / "lists.npz")
 
 
 def mine_lists(texts: pa.Table, queries_wanted: int, target: Path) -> None:
@@ -185,30 +194,14 @@ class Lists:
     def scores(
         self, model: torch.nn.Module, rows: np.ndarray, max_length: int, width: int = 8
     ) -> torch.Tensor:
-        """Logits [len(rows), width], in chunks of like length so that little is padding."""
+        """Logits [len(rows), width]."""
         pairs = []
         for row in rows:
             query = [self.cls, *self.queries[row][:48], self.sep]
             for number in self.lists[row, :width]:
                 document = self.documents[number][: max_length - len(query) - 1]
                 pairs.append((query, [*document, self.sep]))
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-        logits: list[torch.Tensor] = []
-        for start in range(0, len(order), 16):
-            batch = [pairs[i] for i in order[start : start + 16]]
-            longest = max(len(query) + len(document) for query, document in batch)
-            ids = torch.zeros(len(batch), longest, dtype=torch.long)
-            kinds, mask = torch.zeros_like(ids), torch.zeros_like(ids)
-            for line, (query, document) in enumerate(batch):
-                end = len(query) + len(document)
-                ids[line, :end] = torch.tensor(query + document)
-                kinds[line, len(query) : end] = 1
-                mask[line, :end] = 1
-            with torch.autocast("cpu", torch.bfloat16):
-                output = model(input_ids=ids, token_type_ids=kinds, attention_mask=mask)
-            logits.append(output.logits.float().squeeze(-1))
-        back = torch.argsort(torch.tensor(order))
-        return torch.cat(logits)[back].view(len(rows), -1)
+        return score_pairs(model, pairs).view(len(rows), -1)
 
     def loss(self, logits: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         """Cross entropy to a mix of label and teacher, and a small pull to a shared zero point.
@@ -222,6 +215,31 @@ class Lists:
         ranking = functional.cross_entropy(logits, target)
         level = torch.sigmoid(16.0 * (cosines - 0.4))
         return ranking + 0.2 * functional.binary_cross_entropy_with_logits(logits, level)
+
+
+def score_pairs(
+    model: torch.nn.Module, pairs: Sequence[tuple[list[int], list[int]]]
+) -> torch.Tensor:
+    """Logits float32 [len(pairs)], with gradients, in chunks of like length: little is padding.
+
+    A pair is the piece numbers of query and document, with the special ones.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    logits: list[torch.Tensor] = []
+    for start in range(0, len(order), 16):
+        batch = [pairs[i] for i in order[start : start + 16]]
+        longest = max(len(query) + len(document) for query, document in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        kinds, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+        for line, (query, document) in enumerate(batch):
+            end = len(query) + len(document)
+            ids[line, :end] = torch.tensor(query + document)
+            kinds[line, len(query) : end] = 1
+            mask[line, :end] = 1
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(input_ids=ids, token_type_ids=kinds, attention_mask=mask)
+        logits.append(output.logits.float().squeeze(-1))
+    return torch.cat(logits)[torch.argsort(torch.tensor(order))]
 
 
 def train(work: Path, steps: int, learning_rate: float, every: int = 250) -> None:
@@ -302,18 +320,18 @@ def _checkpoint(
     return best
 
 
-def export(work: Path, target: Path) -> None:
-    """Write the best checkpoint as a model folder: fp16 tensors, a config that loads as float32."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        work / "best", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
+def export(model: Path, tokenizer: Path, target: Path) -> None:
+    """Write a trained model's folder: fp16 tensors, a config that loads as float32."""
+    trained = AutoModelForSequenceClassification.from_pretrained(
+        model, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
     )
-    model.half().save_pretrained(target)
+    trained.half().save_pretrained(target)
     config = json.loads((target / "config.json").read_text())
     config["dtype"] = "float32"
     config.pop("_name_or_path", None)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (target / name).write_bytes((work / "start" / name).read_bytes())
+        (target / name).write_bytes((tokenizer / name).read_bytes())
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -331,13 +349,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     if options.export:
-        export(work, options.export)
+        export(work / "best", work / "start", options.export)
         return
-    if not (work / "texts.parquet").exists():
-        packages = options.packages or [Path(folder) for folder in site.getsitepackages()]
-        pq.write_table(gather_texts(packages, options.prose, SEED), work / "texts.parquet")
-    if not (work / "lists.npz").exists():
-        mine_lists(pq.read_table(work / "texts.parquet"), options.queries, work / "lists.npz")
+    make_lists(work, options.packages, options.prose, options.queries)
     if not (work / "start").exists():
         queries, documents = json.loads((work / "lists.json").read_text())
         trim_start(queries + documents, work / "start")
