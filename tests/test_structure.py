@@ -20,8 +20,9 @@ LAYERS = [
     ["masking"],
     ["errors", "labels", "logs", "settings_yaml"],
     ["schema", "settings"],
-    ["gate_settings", "rank_settings", "results"],
-    ["config", "storage"],
+    ["gate_settings", "rank_settings", "results", "storage_settings"],
+    ["config", "s3"],
+    ["storage"],
     ["listing", "store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],

@@ -26,6 +26,7 @@ from rankmill.quantize_command import quantize_command
 from rankmill.report import draw_report
 from rankmill.settings import Setting, parse_override
 from rankmill.status import read_status
+from rankmill.storage_settings import of_profile
 from rankmill.tune_command import tune_command
 from rankmill.verify import verify
 
@@ -167,9 +168,10 @@ def status(
 
       rankmill status ranked/ --verify
     """
-    found = read_status(output, profile, verify)
+    access = of_profile(profile)
+    found = read_status(output, access, verify)
     if watch and found.running:
-        found = console.watch_status(found, lambda: read_status(output, profile))
+        found = console.watch_status(found, lambda: read_status(output, access))
     else:
         Console().print(console.status_table(found))
     if found.damaged:
@@ -194,7 +196,7 @@ def report(
 
       rankmill report ranked/ --texts
     """
-    print(draw_report(output, profile, texts))
+    print(draw_report(output, of_profile(profile), texts))
 
 
 app.command("evaluate")(evaluate_command)

@@ -36,7 +36,7 @@ from rankmill.evaluate import evaluate
 from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.markers import Counters
 from rankmill.output import refuse_overlap
-from rankmill.qrels import ids_of, read_judgements
+from rankmill.qrels import ids_of, read_judgements, read_qrels
 from rankmill.results import Results
 
 log = logging.getLogger("rankmill")
@@ -95,12 +95,12 @@ def refuse_unmeasurable(config: RunConfig, written: Sequence[str]) -> None:
                 f"Name its column in input.columns.{name} and let output.columns write it.",
             )
     if wanted.qrels is not None:
-        read_judgements(wanted.qrels)
+        read_judgements(wanted.qrels, config.storage)
     previous = _previous(config)
     if previous is not None:
         # A run is always like itself.
         refuse_overlap([previous], config.output.path, "previous output")
-        _require_ids(open_ranked(previous, config.storage.profile, allow_incomplete=True))
+        _require_ids(open_ranked(previous, config.storage, allow_incomplete=True))
 
 
 def check(config: RunConfig, url: str, counters: Counters, map_parts: MapParts) -> list[Gate]:
@@ -113,12 +113,13 @@ def check(config: RunConfig, url: str, counters: Counters, map_parts: MapParts) 
     }
     excused: tuple[str, ...] = ()
     if wanted.qrels is not None or wanted.compares:
-        ranked = open_ranked(url, config.storage.profile, allow_incomplete=True)
+        ranked = open_ranked(url, config.storage, allow_incomplete=True)
         if wanted.qrels is not None:
-            found["min_ndcg"] = _ndcg(ranked, wanted.qrels, wanted.k, map_parts)
+            qrels = read_qrels(wanted.qrels, config.storage)
+            found["min_ndcg"] = _ndcg(ranked, qrels, wanted.k, map_parts)
         previous = _previous(config)
         if previous is not None:
-            other = open_ranked(previous, config.storage.profile, allow_incomplete=True)
+            other = open_ranked(previous, config.storage, allow_incomplete=True)
             found |= _changes(ranked, other, wanted.k, map_parts)
         elif wanted.compares:
             log.warning("There is no previous run: its gates pass without being measured.")
@@ -173,7 +174,7 @@ def _require_ids(ranked: Ranked) -> tuple[str, str]:
 # nDCG
 
 
-def _ndcg(ranked: Ranked, qrels: str, k: int, map_parts: MapParts) -> float | None:
+def _ndcg(ranked: Ranked, qrels: pa.Table, k: int, map_parts: MapParts) -> float | None:
     golden = read_judgements(qrels).queries
     parts = range(len(ranked.parts))
     rows = pa.concat_tables(map_parts(_judged_rows, (ranked, golden), parts))

@@ -71,7 +71,7 @@ class Staging:
         """The staging folder. Raises `ConfigError` where there is no place beside the output."""
         parent, name = _parent_and_name(self.output.url)
         url = storage.join(parent, f"_staging-{name}-{self._digest[:16]}")
-        return Store(url, self.output.profile)
+        return Store(url, self.output.access)
 
     @property
     def _digest(self) -> str:
@@ -138,7 +138,7 @@ class Staging:
             steps.run(apart.put_in_order, replace(sorting, handed=handed), items)
         steps.remove("rows")
         with storage.reaching(self.store.url):
-            files = storage.list_files([self.store.url + f"/{_SORTED}"], self.store.profile)
+            files = storage.list_files([self.store.url + f"/{_SORTED}"], self.store.access)
         if len(files) != len(names):
             raise InputError(
                 f"{self.store.url}/{_SORTED} shows {len(files)} of {len(names)} sorted files.",
@@ -177,7 +177,7 @@ class Staging:
     def _remove(self, but: str | None = None) -> None:
         parent, name = _parent_and_name(self.output.url)
         ours = re.compile(rf"_staging-{re.escape(name)}-[0-9a-f]{{16}}")
-        beside = Store(parent, self.output.profile)
+        beside = Store(parent, self.output.access)
         for folder in beside.folders():
             if ours.fullmatch(folder) and storage.join(parent, folder) != but:
                 beside.delete_folder(folder)

@@ -13,6 +13,7 @@ from rankmill.markers import Counters
 from rankmill.masking import mask
 from rankmill.results import Results
 from rankmill.storage import absolute, reaching
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 from rankmill.store import Store
 
 
@@ -39,7 +40,7 @@ class Status:
     gates: tuple[dict[str, Any], ...] = ()
 
 
-def read_status(path: str, profile: str | None = None, verify: bool = False) -> Status:
+def read_status(path: str, access: StorageConfig = ENVIRONMENT, verify: bool = False) -> Status:
     """Read run.json and the markers of an output.
 
     verify: read, hash and open every file instead of comparing sizes, and look for files that are
@@ -47,7 +48,7 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
 
     Raises `InputError` when there is no run under the path.
     """
-    store = Store(absolute(path), profile)
+    store = Store(absolute(path), access)
     with reaching(store.url):
         stored = runs.stored_run(store)
         if stored is None:
