@@ -16,6 +16,7 @@ _SLOW_SECONDS = 0.6
 _ERRORS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "503": (503, "SlowDown", "Please reduce your request rate."),
+    "429": (429, "TooManyRequests", "Please wait."),
 }
 
 

@@ -26,7 +26,8 @@ LAYERS = [
     ["listing", "store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "exchange", "fusion", "load", "lookup", "score_files", "summary"],
+    ["agreement", "exchange", "fusion", "load", "lookup", "score_files", "staging_progress"],
+    ["summary"],
     ["known_scores", "text_tables", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
@@ -57,7 +58,7 @@ LAYERS = [
     ["compare", "demo", "folds", "nightly"],
     ["calibrate", "evaluation_tables", "tune"],
     ["comparison_tables", "console", "tuning_tables"],
-    ["model_tables"],
+    ["model_tables", "status_tables"],
     [
         "calibrate_command",
         "compare_command",

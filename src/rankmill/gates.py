@@ -130,14 +130,15 @@ def check(config: RunConfig, url: str, counters: Counters, map_parts: MapParts) 
     ]
 
 
-def refuse_failed(gates: Sequence[Gate], url: str) -> None:
-    """Raise `GatesFailed` with what was found when a gate has failed."""
+def refuse_failed(gates: Sequence[Gate], url: str, manifest: dict[str, Any]) -> None:
+    """Raise `GatesFailed` with what was found when a gate of a run has failed."""
     failed = [gate.line() for gate in gates if not gate.passed]
     if failed:
         raise GatesFailed(
             f"{len(failed)} of {len(gates)} gates failed:\n" + "\n".join(f"  {f}" for f in failed),
             f"All parts lie in {url}, without _SUCCESS. If they are good enough, change the "
             "limits and run the same command again: nothing is scored anew.",
+            manifest,
         )
 
 

@@ -119,7 +119,7 @@ def list_tables(paths: Sequence[str], access: StorageConfig = ENVIRONMENT) -> Li
 
 def _footer(file: StoredFile, access: StorageConfig) -> pq.FileMetaData:
     try:
-        with storage.open_input(file.url, access) as handle:
+        with storage.open_input(file.url, access, file.size) as handle:
             return pq.read_metadata(handle)
     except (pa.ArrowException, OSError) as error:
         if "encrypted" in str(error):

@@ -176,9 +176,9 @@ def _list_one(path: str, access: StorageConfig) -> list[StoredFile]:
         root = bare[:fixed]
         files = [_stored(fs, p, info, root) for p, info in infos.items() if _is_file(p, info)]
         for folder in (p for p, info in infos.items() if info["type"] == "directory"):
-            files += _walk(fs, folder, root)
-    elif fs.isdir(bare):
-        files = _walk(fs, bare, bare)
+            files += _visible(fs, _find(fs, folder), folder, root)
+    elif (files_below := _files_below(fs, bare)) is not None:
+        files = files_below
     else:
         info = fs.info(bare)
         files = [_stored(fs, bare, info, posixpath.dirname(bare))] if _is_file(bare, info) else []
@@ -189,14 +189,23 @@ def visible_files(folder: str, access: StorageConfig = ENVIRONMENT) -> list[Stor
     """All files below a folder that a reader pointed at it would take; none if there is none."""
     fs, bare = filesystem(folder, access)
     with reaching(folder):
-        return sorted(_walk(fs, bare, bare), key=lambda file: file.url) if fs.isdir(bare) else []
+        return sorted(_files_below(fs, bare) or [], key=lambda file: file.url)
 
 
-def _walk(fs: AbstractFileSystem, folder: str, root: str) -> list[StoredFile]:
+def _files_below(fs: AbstractFileSystem, folder: str) -> list[StoredFile] | None:
+    """The visible files below a folder; None: there is no such folder."""
+    # On S3 the same listing tells: to ask first would list a large folder twice.
+    if not set(S3) & set(_protocols(fs)) and not fs.isdir(folder):
+        return None
+    found = _find(fs, folder)
+    return _visible(fs, found, folder, folder) if found.keys() - {folder} else None
+
+
+def _visible(fs: AbstractFileSystem, found: Infos, folder: str, root: str) -> list[StoredFile]:
     prefix = len(folder.rstrip("/")) + 1
     return [
         _stored(fs, path, info, root)
-        for path, info in _find(fs, folder).items()
+        for path, info in found.items()
         if _is_file(path, info) and _is_visible(path[prefix:])
     ]
 
@@ -282,14 +291,19 @@ def download(file: StoredFile, target: Path, access: StorageConfig = ENVIRONMENT
 
 
 @contextmanager
-def open_input(path: str, access: StorageConfig = ENVIRONMENT) -> Iterator[BinaryIO]:
-    """A seekable binary file for reading.
+def open_input(
+    path: str, access: StorageConfig = ENVIRONMENT, size: int | None = None
+) -> Iterator[BinaryIO]:
+    """A seekable binary file for reading. size: where it is known, S3 is not asked for it.
 
     Raises `InputError` when it cannot be opened; errors while reading are OSErrors.
     """
     fs, bare = filesystem(path, access)
     with reaching(path):
-        file = fs.open(bare, "rb", **({} if "file" in _protocols(fs) else {"cache_type": "none"}))
+        options: dict[str, object] = {} if "file" in _protocols(fs) else {"cache_type": "none"}
+        if size is not None and is_s3(path):
+            options["size"] = size
+        file = fs.open(bare, "rb", **options)
     with file, os_errors():
         yield file
 
