@@ -26,7 +26,7 @@ class Changes:
     Spreads over common queries: `correlation` (Spearman's, of the documents that both lists have,
     where there are two), `overlap@k` (documents that both have among their first k, divided by k,
     or by the longer list's length where that is less); over common documents: `rank_change`
-    (absolute), `drift` (score in b less that in a, where both have one).
+    (absolute), `drift` (score in b less that in a, where both have one, of their last stages).
     """
 
     counts: dict[str, int]
@@ -62,7 +62,7 @@ def find_changes(a: pa.Table, b: pa.Table, top: Sequence[int], most: int) -> Cha
     rank_a, rank_b, query = one.rank[at_a], other.rank[at_b], one.query[at_a]
     correlation = _correlations(query, rank_a, rank_b, len(queries))
     drift = other.score[at_b] - one.score[at_a]
-    drift = drift[np.isfinite(drift)]
+    drift = drift[np.isfinite(drift) & one.last[at_a] & other.last[at_b]]
     in_place = np.bincount(query[rank_a == rank_b], minlength=len(queries))
     unchanged = both & (in_place == length_a) & (in_place == length_b)
     gone, new = _alone(one, at_a, both), _alone(other, at_b, both)

@@ -9,9 +9,11 @@ columns of them. The driver holds a hash a query.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,9 @@ from rankmill.report.page import settings
 from rankmill.storage_settings import of_profile
 
 Hashes = npt.NDArray[np.uint64]
+S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
 
 TOP = (1, 5, 10, 20)
 MOST = 10
@@ -100,6 +105,14 @@ def facts(run: Ranked) -> dict[str, object]:
     }
 
 
+class MapShared(Protocol):
+    """Applies a function to the same object and every item, as `pipeline.map_shared` does."""
+
+    def __call__(self, function: Callable[[S, T], R], shared: S, items: Sequence[T]) -> Iterable[R]:
+        """The results, in order."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class _Work:
     """What every task reads."""
@@ -107,6 +120,11 @@ class _Work:
     runs: tuple[Ranked, Ranked]
     top: tuple[int, ...]
     most: int
+
+    @property
+    def rows(self) -> int:
+        """Of both runs."""
+        return sum(part.rows for run in self.runs for part in run.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,12 +174,10 @@ def compare(
     for run in (one, other):
         needed_columns(run)
     work = _Work((one, other), tuple(sorted(set(top))), most)
-    rows = sum(part.rows for run in work.runs for part in run.parts)
-    if rows <= ON_DRIVER_ROWS:
+    if work.rows <= ON_DRIVER_ROWS:
         found = _compare_piece(work, _Piece(range(len(one.parts)), range(len(other.parts))))
     else:
-        compute = ComputeConfig(address=address)
-        found = _on_ray(work, rows, compute, (str(run_a), str(run_b)), listener)
+        found = _on_ray(work, ComputeConfig(address=address), (str(run_a), str(run_b)), listener)
     if not found.counts["queries_common"]:
         like = [masked(read_rows(run, 0)["query"].combine_chunks()) for run in work.runs]
         raise InputError(
@@ -183,28 +199,36 @@ def _unnamed(example: Example) -> Example:
 
 
 def _on_ray(
-    work: _Work,
-    rows: int,
-    compute: ComputeConfig,
-    paths: Sequence[str],
-    listener: Listener | None,
+    work: _Work, compute: ComputeConfig, paths: Sequence[str], listener: Listener | None
 ) -> Changes:
     from rankmill import cluster, pipeline
 
     if cluster.is_foreign_cluster(compute):
         refuse_relative(paths)
     with cluster.connected(compute):
-        one, other = (
-            index(run, pipeline.map_shared(query_hashes, run, range(len(run.parts))))
-            for run in work.runs
-        )
-        pieces = list(_pieces(one, other))
-        found = pipeline.map_shared(_compare_piece, work, pieces, _TASK_CPUS)
-        return changes.add(_followed(found, len(pieces), rows, listener), work.most)
+        return _by_tasks(work, partial(pipeline.map_shared, cpus=_TASK_CPUS), listener)
+
+
+def changes_by_tasks(run_a: Ranked, run_b: Ranked, top: int, map_shared: MapShared) -> Changes:
+    """What changed from one run to another, without examples; raises as `compare` does.
+
+    top: the k of the overlap. map_shared: on the cluster that is up.
+    """
+    refuse_unlike(run_a, run_b)
+    return _by_tasks(_Work((run_a, run_b), (top,), most=0), map_shared)
+
+
+def _by_tasks(work: _Work, map_shared: MapShared, listener: Listener | None = None) -> Changes:
+    one, other = (
+        index(run, map_shared(query_hashes, run, range(len(run.parts)))) for run in work.runs
+    )
+    pieces = list(_pieces(one, other))
+    found = map_shared(_compare_piece, work, pieces)
+    return changes.add(_followed(found, len(pieces), work.rows, listener), work.most)
 
 
 def _followed(
-    found: Iterator[Changes], tasks: int, rows: int, listener: Listener | None
+    found: Iterable[Changes], tasks: int, rows: int, listener: Listener | None
 ) -> Iterator[Changes]:
     """The same, telling a listener how far it is."""
     started = time.monotonic()

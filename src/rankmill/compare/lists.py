@@ -13,6 +13,7 @@ from rankmill.errors import InputError
 from rankmill.export.ranked import Ranked
 from rankmill.qrels import Ints, ids_of, numbers
 from rankmill.rank import places
+from rankmill.results import Results
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,6 +24,8 @@ SCHEMA = pa.schema(
         ("document", pa.large_string()),
         ("rank", pa.int64()),
         ("score", pa.float64()),
+        # Scored by the run's last stage: stages of a cascade share no scale.
+        ("last", pa.bool_()),
         # Where the row lies in the run.
         ("part", pa.int32()),
         ("row", pa.int32()),
@@ -57,13 +60,15 @@ def refuse_unlike(one: Ranked, other: Ranked) -> None:
 
 def read_rows(ranked: Ranked, part: int) -> pa.Table:
     """A part's rows, by SCHEMA."""
-    names = needed_columns(ranked)
+    stages = Results.of_stored(ranked.record["config"]).stages
+    names = [*needed_columns(ranked), *([f"{ranked.prefix}stage"] if stages else [])]
     table, where = ranked.read(part, names), f"run {ranked.url}"
     ids = [ids_of(table, name, where) for name in names[:2]]
     types = (SCHEMA.field("rank").type, SCHEMA.field("score").type)
-    others = [table.column(name).cast(wanted) for name, wanted in zip(names[2:], types)]
+    others = [table.column(name).cast(wanted) for name, wanted in zip(names[2:4], types)]
+    last = pc.equal(table.column(names[4]), stages) if stages else pa.repeat(True, len(table))
     at = [np.full(len(table), part, np.int32), np.arange(len(table), dtype=np.int32)]
-    return pa.table([*ids, *others, *at], schema=SCHEMA)
+    return pa.table([*ids, *others, last, *at], schema=SCHEMA)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +76,8 @@ class Side:
     """A run's lists after repeated documents were taken out, by query, then rank.
 
     query: int64 [rows]; document: int64 [rows], -1 without an id; rank: int64 [rows] from
-    1, gapless; score: float64 [rows], NaN where there is none; part, row: int32 [rows], where they
+    1, gapless; score: float64 [rows], NaN where there is none; last: bool [rows], scored by the
+    run's last stage; part, row: int32 [rows], where they
     lie in the run. duplicates: rows taken out.
     """
 
@@ -79,6 +85,7 @@ class Side:
     document: Ints
     rank: Ints
     score: Floats
+    last: npt.NDArray[np.bool_]
     part: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
     duplicates: int
@@ -113,6 +120,6 @@ def _side(table: pa.Table, queries: pa.Array, documents: pa.Array) -> Side:
     _, first = np.unique(key, return_index=True)
     kept = np.sort(first)
     query = query[kept]
-    score, part, row = (table[name].to_numpy()[order][kept] for name in ("score", "part", "row"))
+    rest = {name: table[name].to_numpy()[order][kept] for name in ("score", "last", "part", "row")}
     duplicates = len(order) - len(kept)
-    return Side(query, document[kept], places(query) + 1, score, part, row, duplicates)
+    return Side(query, document[kept], places(query) + 1, **rest, duplicates=duplicates)
