@@ -554,6 +554,15 @@ def test_a_large_file_is_one_upload_of_which_nothing_can_be_left(store, own):
 
 
 @only_nanio
+def test_a_file_of_a_run_is_read_in_one_request(store):
+    store.write("a", b"one")
+    with requests_to(store) as calls:
+        assert store.read("a") == b"one"
+        assert store.read_many(["a", "b"]) == {"a": b"one"}
+    assert calls == ["get_object"] * 3
+
+
+@only_nanio
 def test_a_folder_is_listed_once_and_a_footer_is_one_request(store):
     for name in "abc":
         with store._at(name)[0].open(f"{store.url}/{name}.parquet", "wb") as sink:
@@ -629,7 +638,7 @@ def client(access: StorageConfig) -> Any:
     [
         ({"path_style": True}, "http://store.example/bucket/key?", "us-east-1"),
         ({"path_style": False}, "http://bucket.store.example/key?", "us-east-1"),
-        ({"region": "eu-west-1"}, "http://bucket.store.example/key?", "eu-west-1"),
+        ({"region": "eu-west-1"}, "http://store.example/bucket/key?", "eu-west-1"),
     ],
 )
 def test_settings_say_how_the_bucket_is_named_and_where_it_lies(reached, asked, url, region):
@@ -658,7 +667,7 @@ def test_settings_ask_for_encryption_by_the_server(server, store, asked, expecte
 @only_nanio
 def test_an_anonymous_request_is_not_signed(store):
     store.write("part", b"rows")
-    with pytest.raises(OSError, match="Access Denied"):
+    with pytest.raises(OSError, match="Forbidden"):
         replace(store, access=StorageConfig(anonymous=True)).read("part")
 
 

@@ -17,6 +17,8 @@ Options = dict[str, object]
 # One PUT takes up to 5 GiB; s3fs begins a multipart upload at twice this, and the upload of a
 # process that is killed would stay, unseen and paid for.
 ONE_PUT = {"chunksize": 5 << 30}
+# Else s3fs asks for a file's size first, to fetch more than 50 MB of it in ranges.
+ONE_GET = {"max_concurrency": 1}
 # Seconds. botocore would wait a minute, each time it tries, for an endpoint that is silent.
 _CONNECT_TIMEOUT = 5
 # botocore waits a random share of 1, 2, 4, 8 and 16 s between them: 15 s on average until a store
@@ -28,8 +30,7 @@ _ATTEMPTS = 6
 def options(access: StorageConfig) -> Options:
     """The arguments of `s3fs.S3FileSystem`.
 
-    Each is whole: what the environment gives in an argument of the same name is joined to it here,
-    for fsspec would drop it.
+    What `FSSPEC_S3` gives for an argument that is set here is joined to it: fsspec would drop it.
     """
     config: Options = {"connect_timeout": _CONNECT_TIMEOUT}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():

@@ -168,6 +168,10 @@ class Store:
     def _conditional(self) -> bool:
         return is_s3(self.url)
 
+    @property
+    def _one_get(self) -> dict[str, int]:
+        return s3.ONE_GET if self._conditional else {}
+
     def _put(self, name: str, content: bytes, **condition: str) -> None:
         fs, path = self._at(name)
         fs.pipe_file(path, content, **(s3.ONE_PUT if self._conditional else {}), **condition)
@@ -214,7 +218,7 @@ class Store:
         """A file's content, or None when there is no such file."""
         fs, path = self._at(name)
         try:
-            return cast(bytes, fs.cat_file(path))
+            return cast(bytes, fs.cat_file(path, **self._one_get))
         except FileNotFoundError:
             return None
 
@@ -237,7 +241,7 @@ class Store:
             return {name: content for name, content in found.items() if content is not None}
         fs, _ = self._at("")
         paths = {self._at(name)[1]: name for name in names}
-        contents = fs.cat(list(paths), on_error="return")
+        contents = fs.cat(list(paths), on_error="return", **self._one_get)
         for content in contents.values():
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                 raise content
