@@ -698,13 +698,15 @@ class Throttling(FaultProxy):
 
 @only_moto
 def test_a_store_that_throttles_is_waited_for(server, local_run, tiny_model, monkeypatch):
-    """moto checks no signature: workers of the shared cluster need no keys."""
+    """In a public bucket: workers of the shared cluster have no keys."""
     monkeypatch.setattr(plan, "SHARD_PAIRS", SHARD_PAIRS)
-    server.filesystem().put(f"{local_run[0]}/", "bucket/busy/", recursive=True)
+    fs = server.filesystem()
+    fs.mkdir("open", acl="public-read-write")
+    fs.put(f"{local_run[0]}/", "open/busy/", recursive=True)
     with Throttling(int(server.endpoint.rpartition(":")[2])) as proxy:
         settings = {
-            "input.path": "s3://bucket/busy",
-            "output.path": "s3://bucket/throttled",
+            "input.path": "s3://open/busy",
+            "output.path": "s3://open/throttled",
             "model.name": tiny_model("bert"),
             "compute.workers": 1,
             "storage.endpoint_url": proxy.endpoint,
@@ -715,7 +717,7 @@ def test_a_store_that_throttles_is_waited_for(server, local_run, tiny_model, mon
     assert min(proxy.refused["503"], proxy.refused["429"]) > 3
     assert (result.manifest["complete"], result.manifest["degraded"]) == (True, [])
     for part in sorted(local_run[1].glob("*.parquet")):
-        there = server.filesystem().cat_file(f"bucket/throttled/{part.name}")
+        there = fs.cat_file(f"open/throttled/{part.name}")
         assert pq.read_table(pa.BufferReader(there)).equals(pq.read_table(part))
 
 

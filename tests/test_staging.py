@@ -381,7 +381,8 @@ def test_a_staging_that_was_cut_off_goes_on_and_a_whole_one_is_used_again(site: 
     assert done
     progress = read_status(str(site.folder / "out")).staging
     assert progress is not None
-    assert (progress.url, progress.step, progress.done) == (str(folder), "rows", len(done) // 2)
+    assert (progress.url, progress.step) == (str(folder), "rows")
+    assert 0 < progress.done <= progress.of
 
     one = rows_of(staged(site, settings), PAIRS.column_names)
     assert one == by_first_row(shuffled(PAIRS)).to_pylist()
