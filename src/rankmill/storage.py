@@ -304,6 +304,8 @@ def open_input(
         if size is not None and is_s3(path):
             options["size"] = size
         file = fs.open(bare, "rb", **options)
+        if "size" in options:
+            file.details = {"name": bare, "size": size}  # or the first read asks for them
     with file, os_errors():
         yield file
 
