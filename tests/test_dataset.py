@@ -199,13 +199,14 @@ def test_mapped_columns_several_document_parts_and_lists_by_query_text(tiny_mode
         assert [r["ce_rank"] for r in rows[query]] == list(range(1, len(documents) + 1))
 
 
-def fitted_to(model: str, **changed: str) -> Calibration:
+def fitted_to(model: str, digest: str | None = None) -> Calibration:
     """A curve for the scores of a model, as `rerank_dataset` makes them here."""
-    scored_by = {"model": rankmill.Scorer(model, **EXACT).description.digest, "precision": "fp32"}
     return Calibration(
         curve=Platt(slope=2.0, intercept=-0.5),
         scored_by=ScoredBy(
-            settings=ModelConfig(name=model).scoring_settings(), **scored_by | changed
+            model=digest or rankmill.Scorer(model, **EXACT).description.digest,
+            precision="fp32",
+            settings=ModelConfig(name=model).scoring_settings(),
         ),
         fitted={},
     )
@@ -250,7 +251,7 @@ def test_a_column_or_calibration_that_does_not_fit_is_refused_at_once(tiny_model
     ds, model, file = ray.data.from_arrow(make_pairs(1, 2)), tiny_model("bert"), tmp_path / "c.json"
     with pytest.raises(InputError, match="names bm25, which the input does not have"):
         rankmill.rerank_dataset(ds, model, fuse={"column": "bm25"}, **EXACT)
-    file.write_bytes(fitted_to(model, model="f" * 64).to_bytes())
+    file.write_bytes(fitted_to(model, digest="f" * 64).to_bytes())
     with pytest.raises(ConfigError, match="was fitted to scores of"):
         rankmill.rerank_dataset(ds, model, calibration=str(file), **EXACT)
 
