@@ -20,6 +20,7 @@ _SILENT_SECONDS = 60.0
 _ERRORS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "503": (503, "SlowDown", "Please reduce your request rate."),
+    "429": (429, "TooManyRequests", "Please wait."),
 }
 
 

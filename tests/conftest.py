@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _BESIDE))
 # Converted models are kept for the session, and nothing of the user's is read or written.
 _CACHE = tempfile.TemporaryDirectory(prefix="rankmill-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+# What tests share with the benchmarks: a store that fails.
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 SHARED_DATA = Path(
     os.environ.get("RANKMILL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")

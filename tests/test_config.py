@@ -398,6 +398,26 @@ def test_a_setting_that_changes_results_changes_the_name(key, value):
     assert small(**{key: value}).result_settings() != small().result_settings()
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        (
+            "storage.endpoint_url",
+            "store.example:9000",
+            r"storage\.endpoint_url: it must begin with",
+        ),
+        ("storage.endpoint_url", "http://me:secret@store.example", "it carries credentials"),
+        ("storage.encryption", {"algorithm": "AES256", "key_id": "k"}, "AES256 uses none"),
+        ("storage.encryption", {"algorithm": "AES"}, r"storage\.encryption\.algorithm: "),
+        ("storage.path_stile", True, "Unknown setting"),
+    ],
+)
+def test_storage_takes_what_can_be_and_no_secret(setting, value, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        small(**{setting: value})
+    assert "me:secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize("key", ["input.path", "output.path"])
 def test_the_place_of_a_run_does_not_change_its_name(key):
     assert small(**{key: "elsewhere"}).result_settings() == small().result_settings()

@@ -17,7 +17,11 @@ from ray.exceptions import RayError
 
 import rankmill
 from conftest import make_pairs
+from rankmill import dataset, fusion
+from rankmill.calibration import Calibration, Platt, ScoredBy
+from rankmill.config import ModelConfig
 from rankmill.errors import ConfigError, InputError, ModelError
+from rankmill.rank_settings import FuseConfig
 
 EXACT = {"device": "cpu", "precision": "fp32"}
 ADDED = {
@@ -193,6 +197,63 @@ def test_mapped_columns_several_document_parts_and_lists_by_query_text(tiny_mode
         best_first = np.sort(scorer.score([(query, text) for text in documents]))[::-1]
         np.testing.assert_allclose([r["ce_score"] for r in rows[query]], best_first, atol=1e-5)
         assert [r["ce_rank"] for r in rows[query]] == list(range(1, len(documents) + 1))
+
+
+def fitted_to(model: str, digest: str | None = None) -> Calibration:
+    """A curve for the scores of a model, as `rerank_dataset` makes them here."""
+    return Calibration(
+        curve=Platt(slope=2.0, intercept=-0.5),
+        scored_by=ScoredBy(
+            model=digest or rankmill.Scorer(model, **EXACT).description.digest,
+            precision="fp32",
+            settings=ModelConfig(name=model).scoring_settings(),
+        ),
+        fitted={},
+    )
+
+
+def test_the_first_stage_joins_the_order_and_scores_become_probabilities(tiny_model, tmp_path):
+    model, file = tiny_model("bert"), tmp_path / "calibration.json"
+    file.write_bytes(fitted_to(model).to_bytes())
+    given = make_pairs(2, 5)
+    rule = {"column": "bm25_rank", "weight": 0.2}
+    ds = rankmill.rerank_dataset(
+        ray.data.from_arrow(given), model, fuse=rule, calibration=str(file), workers=1, **EXACT
+    )
+    found = collect(ds)
+    assert found.column_names[-2:] == ["rerank_fused", "rerank_probability"]
+    for rows in lists(found, "query_id").values():
+        score = np.array([row["rerank_score"] for row in rows], np.float32)
+        first = -np.array([row["bm25_rank"] for row in rows], np.float64)
+        fused = fusion.fuse(np.zeros(5, np.int32), score, first, FuseConfig(**rule))
+        assert [row["rerank_fused"] for row in rows] == sorted(fused.tolist(), reverse=True)
+        assert [row["rerank_rank"] for row in rows] == [1, 2, 3, 4, 5]
+        likely = [row["rerank_probability"] for row in rows]
+        np.testing.assert_allclose(likely, 1 / (1 + np.exp(0.5 - 2 * score)), rtol=1e-6)
+
+
+def test_a_row_without_a_score_has_neither_fused_score_nor_probability():
+    table = pa.table(
+        {
+            "bm25_rank": [1, 2, 3],
+            "rerank_score": pa.array([0.1, None, 0.9], pa.float32()),
+        }
+    )
+    ranked = dataset.rank_group(
+        table, "rerank_", FuseConfig(column="bm25_rank", weight=1.0), Platt(slope=1, intercept=0)
+    )
+    assert ranked["rerank_rank"].to_pylist() == [1, 2, None]
+    assert ranked["rerank_fused"].to_pylist() == [1.0, 0.0, None]
+    assert ranked["rerank_probability"][2].as_py() is None
+
+
+def test_a_column_or_calibration_that_does_not_fit_is_refused_at_once(tiny_model, tmp_path):
+    ds, model, file = ray.data.from_arrow(make_pairs(1, 2)), tiny_model("bert"), tmp_path / "c.json"
+    with pytest.raises(InputError, match="names bm25, which the input does not have"):
+        rankmill.rerank_dataset(ds, model, fuse={"column": "bm25"}, **EXACT)
+    file.write_bytes(fitted_to(model, digest="f" * 64).to_bytes())
+    with pytest.raises(ConfigError, match="was fitted to scores of"):
+        rankmill.rerank_dataset(ds, model, calibration=str(file), **EXACT)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from conftest import make_pairs
-from rankmill import evaluate, gates, job
+from rankmill import cli, evaluate, gates, job
 from rankmill.config import load_config
 from rankmill.errors import ConfigError, GatesFailed, InputError
 from rankmill.gates import Gate
@@ -203,7 +204,7 @@ def test_a_run_is_not_compared_with_itself(tmp_path):
 
 
 def test_a_failed_gate_keeps_the_parts_and_changed_limits_score_nothing(
-    ray_cluster, tmp_path, tiny_model
+    ray_cluster, tmp_path, tiny_model, capfd
 ):
     rows = make_pairs(3, 4).to_pylist()
     rows[0]["document"] = ""
@@ -211,25 +212,24 @@ def test_a_failed_gate_keeps_the_parts_and_changed_limits_score_nothing(
     (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0001\td0001-000\t1\n")
     out = tmp_path / "out"
 
-    def run(quarantine: float) -> job.RunResult:
-        overrides = {
-            "input.path": str(tmp_path / "in.parquet"),
-            "output.path": str(out),
-            "model.name": tiny_model("bert"),
-            "compute.workers": 1,
-            "gates.max_quarantine_rate": quarantine,
-            "gates.min_ndcg": 0.1,
-            "gates.qrels": str(tmp_path / "qrels.tsv"),
-        }
-        return job.rerank(load_config(overrides=overrides))
-
-    with pytest.raises(GatesFailed) as caught:
-        run(0.01)
-    assert caught.value.exit_code == 3
-    assert "max_quarantine_rate: 0.08333, at most 0.01 was asked" in caught.value.message
+    overrides = {
+        "input.path": str(tmp_path / "in.parquet"),
+        "output.path": str(out),
+        "model.name": tiny_model("bert"),
+        "compute.workers": 1,
+        "gates.max_quarantine_rate": 0.01,
+        "gates.min_ndcg": 0.1,
+        "gates.qrels": str(tmp_path / "qrels.tsv"),
+    }
+    given = [text for name, value in overrides.items() for text in ("--set", f"{name}={value}")]
+    failed = CliRunner().invoke(cli.app, ["rerank", *given, "--json"]).exception
+    assert isinstance(failed, GatesFailed)
+    assert failed.exit_code == 3
+    assert "max_quarantine_rate: 0.08333, at most 0.01 was asked" in failed.message
     assert pq.read_table(out).num_rows == 11
     assert not (out / "_SUCCESS").exists()
     manifest = json.loads((out / "_rankmill/manifest.json").read_text())
+    assert json.loads(capfd.readouterr().out) == manifest
     assert not manifest["complete"]
     assert manifest["gates"][0] == {
         "name": "max_quarantine_rate", "limit": 0.01, "found": 1 / 12, "passed": False,
@@ -243,7 +243,7 @@ def test_a_failed_gate_keeps_the_parts_and_changed_limits_score_nothing(
     assert "0.08333, failed" in page
 
     written = {path: path.stat().st_mtime_ns for path in (out / "_rankmill/shards").iterdir()}
-    found = run(0.1)
+    found = job.rerank(load_config(overrides=overrides | {"gates.max_quarantine_rate": 0.1}))
     assert (out / "_SUCCESS").exists()
     assert found.manifest["complete"]
     assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -18,7 +18,7 @@ import ray
 
 from conftest import make_pairs
 from ranked_runs import candidates, commit_run, ranked_part
-from rankmill import cli, console, logs, plan
+from rankmill import cli, logs, plan, status_tables
 from rankmill.errors import ConfigError
 from rankmill.masking import mask_record
 from rankmill.status import read_status
@@ -118,14 +118,14 @@ def test_messages_name_the_run_that_was_named_last(capfd, own_log):
 
 
 def test_a_watched_run_is_shown_until_it_ends(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(console, "_WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(status_tables, "_WATCH_SECONDS", 0.0)
     part = ranked_part(candidates([[1.0, 2.0]]))
     complete = read_status(commit_run(tmp_path / "b", [part, part]))
     begun = replace(
         read_status(commit_run(tmp_path / "a", [part, part], missing=[0, 1])), running=True
     )
     looks = iter([begun, replace(complete, complete=False, running=True), complete])
-    assert console.watch_status(begun, lambda: next(looks)) is complete
+    assert status_tables.watch_status(begun, lambda: next(looks)) is complete
     shown = " ".join(capsys.readouterr().out.split())
     assert "state running shards committed 2 of 2" in shown
     assert shown.count("state complete") == 1

@@ -459,3 +459,44 @@ def test_a_run_scores_what_has_changed_and_the_same_command_gives_the_same(
     with pytest.raises(OutputError, match=r"reuse: .* -> nothing"):
         run(tmp_path, "tuesday", source, model)
     assert old.counters.pairs_scored == 48
+
+
+def test_scores_of_pairs_serve_candidates_by_id_and_a_fused_order(
+    cluster: None, tmp_path: Path, free_model: str
+) -> None:
+    """Scores are kept by texts: whence these come, and what is made of scores, does not matter."""
+    table, scorer = make_pairs(4, 5), {"model__scorer": "own_scorers:Poisoned"}
+    columns = {
+        "pairs": table.column_names,
+        "candidates": ["query_id", "doc_id", "bm25_rank"],
+        "documents": ["doc_id", "document"],
+    }
+    tables = {name: table.select(wanted) for name, wanted in columns.items()}
+    tables["queries"] = (
+        table.select(["query_id", "query"]).group_by(table.column_names[:2]).aggregate([])
+    )
+    files = {name: tmp_path / f"{name}.parquet" for name in tables}
+    for name, content in tables.items():
+        pq.write_table(content, files[name])
+    monday = run(tmp_path, "monday", files["pairs"], free_model, **scorer)
+    texts = {f"input__{name}": str(files[name]) for name in ("queries", "documents")}
+    tuesday = run(
+        tmp_path,
+        "tuesday",
+        files["candidates"],
+        free_model,
+        [tmp_path / "monday"],
+        input__layout="ids",
+        **scorer,
+        **texts,
+        rank__fuse={"column": "bm25_rank", "weight": 0.0},
+    )
+    assert (tuesday.counters.pairs_scored, tuesday.counters.pairs_reused) == (0, 20)
+    before, after = (
+        {row["doc_id"]: row for row in pq.read_table(done.output).to_pylist()}
+        for done in (monday, tuesday)
+    )
+    assert {doc: row["rerank_score"] for doc, row in after.items()} == {
+        doc: row["rerank_score"] for doc, row in before.items()
+    }
+    assert all(row["rerank_rank"] == row["bm25_rank"] for row in after.values())

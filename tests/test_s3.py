@@ -15,7 +15,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +33,9 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from conftest import make_pairs
+from fault_proxy import FaultProxy
 from ranked_runs import candidates, commit_run, ranked_part
-from rankmill import Scorer, cli, job, lease, plan, reuse, s3_session, storage
+from rankmill import Scorer, cli, job, lease, listing, plan, reuse, s3_session, storage
 from rankmill.compare import compare
 from rankmill.config import ModelConfig, load_config
 from rankmill.errors import InputError, ModelError, OutputBusy
@@ -41,11 +44,13 @@ from rankmill.lease import Lease, Owner
 from rankmill.models import Description
 from rankmill.models.describe import describe
 from rankmill.profile import Profile
+from rankmill.storage_settings import EncryptionConfig, StorageConfig
 from rankmill.store import Fence, Store
 from rankmill.tokens import PairRules, pair_digests, query_keys
 from test_reuse import here
 
 KEY, SECRET = "RANKMILLKEY", "kept-out-of-everything/that+is=shown"
+PROFILE_KEYS = f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
 QUERIES, CANDIDATES, SHARD_PAIRS = 24, 5, 40
 
 # Only the driver plans.
@@ -326,17 +331,31 @@ def test_no_credential_is_stored(s3_run):
 
 
 @only_nanio
-def test_a_profile_of_a_file_resumes_what_the_environment_started(server, s3_run, tmp_path):
+def test_settings_and_a_profile_resume_what_the_environment_started(server, s3_run, tmp_path):
+    """Keys of a profile, the rest from settings, against an environment that leads nowhere."""
     fs = server.filesystem()
     fs.rm_file("bucket/out/part-00001.parquet")
-    write_profile(tmp_path, server, "batch")
-    environment = server.environment(tmp_path)
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    judged = b"query-id\tcorpus-id\tscore\nq0000\td0000-000\t1\n"
+    fs.pipe_file("bucket/golden.tsv", judged)
+    (tmp_path / "credentials").write_text(f"[batch]\n{PROFILE_KEYS}")
+    (tmp_path / "config").write_text("[profile batch]\n")
+    environment = server.environment(tmp_path, AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         del environment[name]
-
-    done = rankmill(environment, *s3_run.command, "--set", "storage.profile=batch")
+    settings = {
+        "storage.profile": "batch",
+        "storage.endpoint_url": server.endpoint,
+        "storage.region": "eu-west-1",
+        "storage.path_style": "true",
+        "gates.qrels": "s3://bucket/golden.tsv",
+        "gates.min_ndcg": "0",
+    }
+    given = [text for name, value in settings.items() for text in ("--set", f"{name}={value}")]
+    done = rankmill(environment, *s3_run.command, *given)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout)["shards_resumed"] == s3_run.manifest["shards"] - 1
+    manifest = json.loads(done.stdout)
+    assert manifest["shards_resumed"] == s3_run.manifest["shards"] - 1
+    assert manifest["gates"][0]["found"] > 0
     again = {path.removeprefix("bucket/out/"): fs.cat_file(path) for path in fs.find("bucket/out")}
     assert again.keys() == s3_run.stored.keys()
     for name, content in again.items():
@@ -344,6 +363,13 @@ def test_a_profile_of_a_file_resumes_what_the_environment_started(server, s3_run
         if name.endswith((".parquet", ".arrow")):
             assert content == s3_run.stored[name], name
 
+
+@only_nanio
+def test_a_profile_may_hold_all_that_readers_need(server, s3_run, tmp_path):
+    write_profile(tmp_path, server, "batch")
+    environment = server.environment(tmp_path)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del environment[name]
     status = rankmill(environment, "status", "s3://bucket/out", "--verify", "--profile", "batch")
     assert (status.returncode, "not complete" in status.stdout) == (0, False)
 
@@ -352,9 +378,7 @@ def write_profile(folder: Path, server: Server, name: str) -> None:
     (folder / "config").write_text(
         f"[profile {name}]\nregion = us-east-1\nendpoint_url = {server.endpoint}\n"
     )
-    (folder / "credentials").write_text(
-        f"[{name}]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
-    )
+    (folder / "credentials").write_text(f"[{name}]\n{PROFILE_KEYS}")
 
 
 # What cannot be reached
@@ -500,21 +524,53 @@ def test_a_writer_that_slept_before_its_write_cannot_write_over_another_run(
         fenced.write("part", b"ours at last")
 
 
-def test_a_large_file_is_one_upload_of_which_nothing_can_be_left(server, store):
+@contextmanager
+def requests_to(store: Store) -> Iterator[list[str]]:
+    """The names of the requests that this process makes meanwhile."""
     calls: list[str] = []
     fs, _ = store._at("")
+    asked = fs._call_s3
+
+    async def note(method: str, *arguments: Any, **options: Any) -> Any:
+        calls.append(method)
+        return await asked(method, *arguments, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        asked = fs._call_s3
-
-        async def note(method: str, *arguments: Any, **options: Any) -> Any:
-            calls.append(method)
-            return await asked(method, *arguments, **options)
-
         patch.setattr(fs, "_call_s3", note)
-        store.write("large", bytes(101 << 20))
+        yield calls
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["of a run", "of the user's"])
+def test_a_large_file_is_one_upload_of_which_nothing_can_be_left(store, own):
+    large = bytes(101 << 20)
+    with requests_to(store) as calls:
+        if own:
+            store.write("large", large)
+        else:
+            storage.write_file(f"{store.url}/large", large)
     assert calls == ["put_object"]
     assert store.sizes() == {"large": 101 << 20}
     store.delete(["large"])
+
+
+@only_nanio
+def test_a_file_of_a_run_is_read_in_one_request(store):
+    store.write("a", b"one")
+    with requests_to(store) as calls:
+        assert store.read("a") == b"one"
+        assert store.read_many(["a", "b"]) == {"a": b"one"}
+    assert calls == ["get_object"] * 3
+
+
+@only_nanio
+def test_a_folder_is_listed_once_and_a_footer_is_one_request(store):
+    for name in "abc":
+        with store._at(name)[0].open(f"{store.url}/{name}.parquet", "wb") as sink:
+            pq.write_table(make_pairs(1, 1), sink)
+    with requests_to(store) as calls:
+        found = listing.list_tables([store.url])
+    assert [file.size > 0 for file in found.files] == [True] * 3
+    assert sorted(calls) == ["get_object"] * 3 + ["list_objects_v2"]
 
 
 def test_what_another_process_wrote_is_seen_at_once(server, store):
@@ -582,6 +638,104 @@ def test_a_store_that_takes_requests_and_never_answers_is_given_up(reached, monk
                 ask()
 
 
+# What is asked of the store
+
+
+def client(access: StorageConfig) -> Any:
+    fs, _ = storage.filesystem("s3://bucket/key", access)
+    fs.connect()
+    return fs
+
+
+@only_moto
+@pytest.mark.parametrize(
+    ("asked", "url", "region"),
+    [
+        ({"path_style": True}, "http://store.example/bucket/key?", "us-east-1"),
+        ({"path_style": False}, "http://bucket.store.example/key?", "us-east-1"),
+        ({"region": "eu-west-1"}, "http://store.example/bucket/key?", "eu-west-1"),
+    ],
+)
+def test_settings_say_how_the_bucket_is_named_and_where_it_lies(reached, asked, url, region):
+    fs = client(StorageConfig(endpoint_url="http://store.example", **asked))
+    signed = fs.sign("bucket/key")
+    assert signed.startswith(url)
+    assert fs.s3.meta.region_name == region
+
+
+@only_moto
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"algorithm": "AES256"}, ("AES256", None)),
+        ({"algorithm": "aws:kms", "key_id": "ours"}, ("aws:kms", "ours")),
+    ],
+)
+def test_settings_ask_for_encryption_by_the_server(server, store, asked, expected):
+    wanted = replace(store, access=StorageConfig(encryption=EncryptionConfig(**asked)))
+    wanted.write("part", b"rows")
+    path = store.url.removeprefix("s3://bucket/")
+    head = server.filesystem().call_s3("head_object", Bucket="bucket", Key=f"{path}/part")
+    assert (head["ServerSideEncryption"], head.get("SSEKMSKeyId")) == expected
+
+
+@only_nanio
+def test_an_anonymous_request_is_not_signed(store):
+    store.write("part", b"rows")
+    with pytest.raises(OSError, match="missing Authorization header"):
+        replace(store, access=StorageConfig(anonymous=True)).read("part")
+
+
+@only_moto
+def test_a_refused_request_is_repeated_unless_the_environment_says_how_often(reached):
+    assert client(StorageConfig()).s3.meta.config.retries == {
+        "mode": "legacy",
+        "total_max_attempts": 6,
+    }
+    reached(AWS_MAX_ATTEMPTS="2")
+    assert client(StorageConfig()).s3.meta.config.retries["total_max_attempts"] == 2
+
+
+class Throttling(FaultProxy):
+    """Refuses every ninth request, and passes on what comes again."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port, seed=0)
+        self.refused: Counter[str] = Counter()
+
+    def _draw(self) -> tuple[str, float]:
+        with self._lock:
+            self.requests += 1
+            fault = "" if self.requests % 9 else ("503", "429")[self.requests % 2]
+            self.refused[fault] += 1
+            return fault, 0.0
+
+
+@only_moto
+def test_a_store_that_throttles_is_waited_for(server, local_run, tiny_model, monkeypatch):
+    """In a public bucket: workers of the shared cluster have no keys."""
+    monkeypatch.setattr(plan, "SHARD_PAIRS", SHARD_PAIRS)
+    fs = server.filesystem()
+    fs.mkdir("open", acl="public-read-write")
+    fs.put(f"{local_run[0]}/", "open/busy/", recursive=True)
+    with Throttling(int(server.endpoint.rpartition(":")[2])) as proxy:
+        settings = {
+            "input.path": "s3://open/busy",
+            "output.path": "s3://open/throttled",
+            "model.name": tiny_model("bert"),
+            "compute.workers": 1,
+            "storage.endpoint_url": proxy.endpoint,
+            "storage.region": "us-east-1",
+            "storage.anonymous": True,
+        }
+        result = job.rerank(load_config(None, settings))
+    assert min(proxy.refused["503"], proxy.refused["429"]) > 3
+    assert (result.manifest["complete"], result.manifest["degraded"]) == (True, [])
+    for part in sorted(local_run[1].glob("*.parquet")):
+        there = fs.cat_file(f"open/throttled/{part.name}")
+        assert pq.read_table(pa.BufferReader(there)).equals(pq.read_table(part))
+
+
 # What else s3fs can be told, each node by its own environment
 
 
@@ -596,9 +750,14 @@ def by_another_process(environment: dict[str, str], program: str) -> str:
 
 @only_moto
 def test_the_environment_asks_for_encryption_by_the_server(server, tmp_path):
-    asked = {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "ours"}}
+    asked = {
+        "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "ours"},
+        "config_kwargs": {"max_pool_connections": 3},
+    }
     environment = server.environment(tmp_path, FSSPEC_S3=json.dumps(asked))
-    by_another_process(environment, "Store('s3://bucket/kms').write('part', b'rows')")
+    program = "store = Store('s3://bucket/kms'); store.write('part', b'rows'); "
+    program += "print(store._at('')[0].s3.meta.config.max_pool_connections)"
+    assert by_another_process(environment, program) == "3"
     head = server.filesystem().call_s3("head_object", Bucket="bucket", Key="kms/part")
     assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "ours")
 
@@ -736,7 +895,7 @@ def test_a_model_is_fetched_with_the_profile_of_the_run(
     write_profile(tmp_path, server, "batch")
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    assert described(MODEL, profile="batch").digest
+    assert described(MODEL, access=StorageConfig(profile="batch")).digest
     with pytest.raises(ModelError, match="cannot be fetched"):
         described(MODEL)
 

@@ -20,7 +20,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from conftest import make_pairs
-from rankmill import apart, commit, console, exchange, lookup, partitions, plan, staging, storage
+from rankmill import (
+    apart,
+    commit,
+    console,
+    exchange,
+    lookup,
+    partitions,
+    plan,
+    staging_progress,
+    storage,
+)
 from rankmill.config import InputConfig, RunConfig, load_config
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, InputError, OutputBusy, OutputError
@@ -32,6 +42,8 @@ from rankmill.prepared import prepare
 from rankmill.read import ShardSource
 from rankmill.schema import ORIGIN_ROW
 from rankmill.source import open_source
+from rankmill.status import read_status
+from rankmill.status_tables import status_table
 from rankmill.store import Store
 from rankmill.tokens import PairRules
 
@@ -367,6 +379,10 @@ def test_a_staging_that_was_cut_off_goes_on_and_a_whole_one_is_used_again(site: 
     assert not (folder / "sorted").exists()
     done = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*")}
     assert done
+    progress = read_status(str(site.folder / "out")).staging
+    assert progress is not None
+    assert (progress.url, progress.step) == (str(folder), "rows")
+    assert 0 < progress.done <= progress.of
 
     one = rows_of(staged(site, settings), PAIRS.column_names)
     assert one == by_first_row(shuffled(PAIRS)).to_pylist()
@@ -375,6 +391,29 @@ def test_a_staging_that_was_cut_off_goes_on_and_a_whole_one_is_used_again(site: 
     assert len(written) > 2
     assert rows_of(staged(site, settings), PAIRS.column_names) == one
     assert {path: path.stat().st_mtime_ns for path in folder.glob("sorted/*")} == written
+
+
+def test_a_first_start_that_stages_or_plans_says_so_in_its_status(tmp_path: Path) -> None:
+    output, folder = Store(str(tmp_path / "out")), "_staging-out-0123456789abcdef"
+    with pytest.raises(InputError, match="There is no run"):
+        read_status(output.url)
+    with Lease(output):
+        assert "first shards are still planned" in told(status_table(read_status(output.url)))
+        staging = Store(str(tmp_path / folder))
+        staging_progress.tell_step(staging, [f"documents/{n}.done" for n in range(3)])
+        for name in ("0.done", "0.arrow"):
+            staging.write(f"documents/{name}", b"")
+        shown = told(status_table(read_status(output.url)))
+        assert "running: the input is brought into order first" in shown
+        assert folder in shown
+        assert "documents, 1 of 3 files" in shown
+    assert "stopped" in told(status_table(read_status(output.url)))
+
+
+def told(table: Any) -> str:
+    with io.StringIO() as text:
+        Console(file=text, width=200).print(table)
+        return " ".join(text.getvalue().split())
 
 
 def test_staging_for_another_input_replaces_its_own_and_no_others(site: Site) -> None:
@@ -396,9 +435,9 @@ def test_nothing_is_staged_while_another_run_holds_the_output(site: Site) -> Non
 
 
 def test_an_output_that_is_a_whole_bucket_has_no_place_for_a_staging_folder() -> None:
-    assert staging._parent_and_name("s3://bucket/out") == ("s3://bucket", "out")
+    assert staging_progress.parent_and_name("s3://bucket/out") == ("s3://bucket", "out")
     with pytest.raises(ConfigError, match="nothing beside it"):
-        staging._parent_and_name("s3://bucket")
+        staging_progress.parent_and_name("s3://bucket")
 
 
 # Texts by id

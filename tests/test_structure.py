@@ -20,12 +20,14 @@ LAYERS = [
     ["masking"],
     ["errors", "labels", "logs", "settings_yaml"],
     ["s3_session", "schema", "settings"],
-    ["gate_settings", "rank_settings", "results"],
-    ["config", "storage"],
+    ["gate_settings", "rank_settings", "results", "storage_settings"],
+    ["config", "s3"],
+    ["storage"],
     ["listing", "store"],
     # Pure, without Ray and without torch.
     ["batches", "envelope", "markers", "profile", "qrels", "rank", "rows", "source", "tokens"],
-    ["agreement", "exchange", "fusion", "load", "lookup", "score_files", "summary"],
+    ["agreement", "exchange", "fusion", "load", "lookup", "score_files", "staging_progress"],
+    ["summary"],
     ["known_scores", "text_tables", "windows"],
     # A model's tokenizer; transformers is imported late.
     ["encoding"],
@@ -57,7 +59,7 @@ LAYERS = [
     ["demo", "folds", "nightly"],
     ["calibrate", "evaluation_tables", "tune"],
     ["capacity_tables", "comparison_tables", "console", "tuning_tables"],
-    ["model_tables"],
+    ["model_tables", "status_tables"],
     [
         "calibrate_command",
         "compare_command",

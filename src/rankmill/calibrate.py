@@ -27,6 +27,7 @@ from rankmill.evaluate.measures import Floats
 from rankmill.folds import FOLDS, SEED, JudgedScores, fold_queries, read_scores
 from rankmill.qrels import TableSource
 from rankmill.rank import Int32
+from rankmill.storage_settings import StorageConfig, of_profile
 from rankmill.store import Store
 
 BINS = 15
@@ -73,9 +74,10 @@ def calibrate(
     Raises `InputError` where there is no run, or too little of either kind of rows, and as
     `evaluate` does.
     """
-    record = _record(ranked, profile)
+    access = of_profile(profile)
+    record = _record(ranked, access)
     prefix = str(record["config"]["output"]["column_prefix"])
-    scores = read_scores(ranked, qrels, prefix=prefix, ids=ids)
+    scores = read_scores(ranked, qrels, prefix=prefix, ids=ids, access=access)
     query, score, relevant, unjudged = _pairs(scores)
     # A query without rows has nothing to fit.
     known, number_of = np.unique(query, return_inverse=True)
@@ -157,8 +159,8 @@ def reliability(probability: Floats, relevant: Labels) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def _record(ranked: str, profile: str | None) -> dict[str, Any]:
-    store = Store(ranked, profile)
+def _record(ranked: str, access: StorageConfig) -> dict[str, Any]:
+    store = Store(ranked, access)
     with storage.reaching(store.url):
         record = runs.stored_run(store)
     if record is None:

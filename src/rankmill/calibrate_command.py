@@ -11,6 +11,7 @@ from rich.console import Console
 from rankmill import storage
 from rankmill.calibrate import CurveMethod, calibrate
 from rankmill.folds import FOLDS, SEED
+from rankmill.storage_settings import of_profile
 from rankmill.tuning_tables import print_fit
 
 
@@ -46,7 +47,7 @@ def calibrate_command(
         ids=(query_id, doc_id),
         profile=profile,
     )
-    storage.write_file(output, found.calibration.to_bytes())
+    storage.write_file(output, found.calibration.to_bytes(), of_profile(profile))
     if as_json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:

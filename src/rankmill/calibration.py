@@ -23,6 +23,7 @@ from rankmill import runs, storage
 from rankmill.errors import ConfigError
 from rankmill.rank import Float32
 from rankmill.settings import Section, Setting
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -135,12 +136,12 @@ def scoring_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in own.items() if name != "keep"}
 
 
-def read_calibration(path: str, profile: str | None = None) -> StoredCalibration:
-    """Read a file of `rankmill calibrate`, with a profile of the AWS configuration.
+def read_calibration(path: str, access: StorageConfig = ENVIRONMENT) -> StoredCalibration:
+    """Read a file of `rankmill calibrate`, local or on an object store.
 
     Raises `ConfigError` for what is none, `InputError` for what cannot be read.
     """
-    with storage.reaching(path), storage.open_input(path, profile) as file:
+    with storage.reaching(path), storage.open_input(path, access) as file:
         content = file.read()
     try:
         found = Calibration.model_validate_json(content)

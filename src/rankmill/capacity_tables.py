@@ -31,7 +31,8 @@ def capacity_facts(ready: Prepared, rates_from: Sequence[str]) -> list[dict[str,
     measured = []
     if ready.stored is not None:
         measured += capacity.rates(ready.stored, ready.committed.values())
-    others = {store.url: store for store in _stores(rates_from, ready.config.storage.profile)}
+    stores = (Store(absolute(path), ready.config.storage) for path in rates_from)
+    others = {store.url: store for store in stores}
     others.pop(ready.store.url, None)
     for store in others.values():
         measured += _rates_in(store)
@@ -59,11 +60,6 @@ def _wanted(ready: Prepared) -> list[Wanted]:
         )
         for model, whole in zip(ready.models, ready.estimates, strict=True)
     ]
-
-
-def _stores(paths: Sequence[str], profile: str | None) -> Iterator[Store]:
-    for path in paths:
-        yield Store(absolute(path), profile)
 
 
 def _rates_in(store: Store) -> list[Rate]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 
-from rankmill import console, job, model_tables
+from rankmill import console, job, model_tables, status_tables
 from rankmill.calibrate_command import calibrate_command
 from rankmill.capacity_tables import capacity_facts, capacity_tables
 from rankmill.compare_command import compare_command
 from rankmill.config import RunConfig, load_config
-from rankmill.errors import ConfigError, RankmillError
+from rankmill.errors import ConfigError, GatesFailed, RankmillError
 from rankmill.evaluate_command import evaluate_command
 from rankmill.export_command import export_command
 from rankmill.masking import has_credentials
@@ -27,6 +27,7 @@ from rankmill.quantize_command import quantize_command
 from rankmill.report import draw_report
 from rankmill.settings import Setting, parse_override
 from rankmill.status import read_status
+from rankmill.storage_settings import of_profile
 from rankmill.tune_command import tune_command
 from rankmill.verify import verify
 
@@ -119,9 +120,14 @@ def rerank(
     wanted = _config(config, input_, output, model, top_k, limit, set_, date)
     with console.own_stdout() as stdout:
         with console.progress() as tell:
-            result = job.rerank(wanted, overwrite=overwrite, listener=tell)
+            try:
+                result = job.rerank(wanted, overwrite=overwrite, listener=tell)
+            except GatesFailed as failed:
+                if as_json:
+                    _print_json(failed.manifest, stdout)
+                raise
         if as_json:
-            print(json.dumps(result.manifest, indent=1, ensure_ascii=False), file=stdout)
+            _print_json(result.manifest, stdout)
         else:
             Console(file=stdout).print(console.manifest_table(result.manifest, result.output))
 
@@ -162,7 +168,7 @@ def plan(
         facts = console.plan_facts(ready, rate)
         facts["capacity"] = capacity_facts(ready, rates_from or [])
         if as_json:
-            print(json.dumps(facts, indent=1, ensure_ascii=False), file=stdout)
+            _print_json(facts, stdout)
         else:
             out = Console(file=stdout)
             out.print(console.plan_table(facts), *capacity_tables(facts["capacity"]))
@@ -181,11 +187,12 @@ def status(
 
       rankmill status ranked/ --verify
     """
-    found = read_status(output, profile, verify)
+    access = of_profile(profile)
+    found = read_status(output, access, verify)
     if watch and found.running:
-        found = console.watch_status(found, lambda: read_status(output, profile))
+        found = status_tables.watch_status(found, lambda: read_status(output, access))
     else:
-        Console().print(console.status_table(found))
+        Console().print(status_tables.status_table(found))
     if found.damaged:
         raise typer.Exit(1)
 
@@ -208,7 +215,7 @@ def report(
 
       rankmill report ranked/ --texts
     """
-    print(draw_report(output, profile, texts))
+    print(draw_report(output, of_profile(profile), texts))
 
 
 app.command("evaluate")(evaluate_command)
@@ -319,6 +326,10 @@ def main() -> None:
         else:
             console.show_error(error)
         sys.exit(error.exit_code)
+
+
+def _print_json(facts: dict[str, Any], stdout: TextIO) -> None:
+    print(json.dumps(facts, indent=1, ensure_ascii=False), file=stdout)
 
 
 def _refuse_credentials(arguments: list[str]) -> None:

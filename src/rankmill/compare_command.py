@@ -15,6 +15,7 @@ from rankmill.compare.comparison import MOST, TOP
 from rankmill.compare.page import render
 from rankmill.comparison_tables import print_comparison
 from rankmill.errors import ConfigError
+from rankmill.storage_settings import of_profile
 
 
 def compare_command(
@@ -63,7 +64,7 @@ def compare_command(
                 listener=tell,
             )
         if html is not None:
-            storage.write_file(html, render(found))
+            storage.write_file(html, render(found), of_profile(profile))
         if as_json:
             print(json.dumps(found.to_json(), indent=1, ensure_ascii=False), file=stdout)
         else:

@@ -78,7 +78,7 @@ def finish(
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     ready.store.delete_folder(ATTEMPTS)
     ready.staging.remove()
-    gates.refuse_failed(found, ready.store.url)
+    gates.refuse_failed(found, ready.store.url, manifest)
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
 

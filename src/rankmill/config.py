@@ -35,6 +35,7 @@ from rankmill.settings import (
     read_section,
     read_yaml,
 )
+from rankmill.storage_settings import StorageConfig
 
 CONTRACT_VERSION = 1
 # Settings of a model that its digest or its profile stands for.
@@ -242,12 +243,6 @@ class ComputeConfig(Section):
         if gpus > 1 and gpus % 1:
             raise ValueError("above 1 it must be a whole number")
         return gpus
-
-
-class StorageConfig(Section):
-    """How object stores are reached. Credentials come from each node's own environment."""
-
-    profile: Name | None = Field(None, description="a profile in the nodes' AWS configuration")
 
 
 class ReportConfig(Section):

@@ -8,14 +8,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.live import Live
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -31,12 +30,9 @@ from rankmill.masking import mask
 from rankmill.models import presets
 from rankmill.prepared import Prepared
 from rankmill.progress import Listener, Progress, duration
-from rankmill.status import Status
 
 # A log file gets a line when something was committed, but not more often than this.
 _LOG_SECONDS = 10.0
-# Between two looks at a run of another process.
-_WATCH_SECONDS = 2.0
 
 errors = Console(stderr=True, highlight=False)
 log = logging.getLogger("rankmill")
@@ -268,52 +264,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def status_table(status: Status) -> Table:
-    """How far a run is."""
-    counters = status.counters
-    state = "complete" if status.complete else "running" if status.running else "stopped"
-    if state == "stopped" and not all(gate["passed"] for gate in status.gates):
-        state = "all shards committed, a gate failed"
-    rows = [
-        ("output", status.url),
-        ("state", state),
-        ("shards committed", f"{status.committed:,} of {status.shards:,}"),
-        ("rows done", f"{counters.rows_in:,} of about {status.pairs:,}"),
-        ("  written, ranked", f"{counters.rows_out:,}"),
-        ("  below the cut", f"{counters.rows_below_cut:,}"),
-        ("  in quarantine", f"{counters.rows_quarantined:,}"),
-        ("scoring time, all workers", duration(status.scoring_seconds)),
-        ("degraded shards", f"{len(status.degraded):,}"),
-    ]
-    rows += [gate_row(gate) for gate in status.gates]
-    rows += [(f"[red]failed shard {s}", escape(why)) for s, why in status.failed.items()]
-    rows += [("[red]damaged", escape(problem)) for problem in status.damaged]
-    return facts_table(rows)
-
-
-def watch_status(first: Status, look: Callable[[], Status]) -> Status:
-    """Show a run until it ends, in one place on a terminal; the last look.
-
-    Elsewhere the table is printed when shards were committed, and at the end.
-    """
-    started, found = time.monotonic(), first
-    with Live(status_table(first), auto_refresh=False, transient=False) as live:
-        while found.running:
-            time.sleep(_WATCH_SECONDS)
-            found, last = look(), found
-            table = status_table(found)
-            done = found.counters.rows_in - first.counters.rows_in
-            rate = done / (time.monotonic() - started)
-            left = found.pairs - found.counters.rows_in
-            table.add_row("rows/s while watched", f"{rate:,.0f}")
-            if found.running and rate:
-                table.add_row("time left", duration(max(left, 0) / rate))
-            live.update(table, refresh=live.console.is_terminal)
-            if not live.console.is_terminal and found.committed != last.committed and found.running:
-                live.console.print(table)
-    return found
 
 
 def gate_row(gate: Mapping[str, Any]) -> tuple[str, str]:

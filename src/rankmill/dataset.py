@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
-from rankmill import cluster, pipeline, rank, rows, schema, stages
+from rankmill import cluster, fusion, pipeline, rank, rows, schema, stages
+from rankmill.calibration import Curve, probabilities, read_calibration
 from rankmill.config import AskedPrecision, ColumnNames, ComputeConfig, InputConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
@@ -20,6 +21,8 @@ from rankmill.models import Description, refuse_instructions
 from rankmill.models.describe import describe
 from rankmill.pool import Capacity, Pool, choose_device, cores_a_worker, size_pool
 from rankmill.profile import Backend, Profile
+from rankmill.rank_settings import FuseConfig
+from rankmill.results import Results
 from rankmill.settings import Setting, read_section
 from rankmill.stages import StageSettings
 from rankmill.tokens import Overflow, PairRules, Pooling, Truncation
@@ -43,6 +46,8 @@ class _Settings:
     rules: PairRules
     columns: ColumnNames
     prefix: str
+    added: tuple[str, ...]
+    fuse: FuseConfig | None
 
 
 def rerank_dataset(
@@ -66,6 +71,8 @@ def rerank_dataset(
     prompt: str = "auto",
     workers: Literal["auto"] | int = "auto",
     column_prefix: str = "rerank_",
+    fuse: Mapping[str, Setting] | None = None,
+    calibration: str | None = None,
 ) -> Dataset:
     """Score and rank the pairs of a Dataset in the `pairs` layout.
 
@@ -73,6 +80,8 @@ def rerank_dataset(
     query, `rerank_tokens_dropped` int32 and `rerank_error` string (why a row has no score; such
     a row has no rank either). `columns` maps names as `input.columns` does; the other settings are
     those of `ModelConfig`, `window_stride` and `window_pool` its `window.stride` and `window.pool`.
+    `fuse` (the settings of `rank.fuse`) adds `rerank_fused` float32, by which rows are then ranked;
+    `calibration` (a file of `rankmill calibrate`) adds `rerank_probability` float32.
 
     Rows are grouped by query with a shuffle, so their order is Ray's and there is no plan, no
     commit and no resume: use `rerank` for a job.
@@ -98,9 +107,13 @@ def rerank_dataset(
     config = read_section(ModelConfig, asked)
     compute = read_section(ComputeConfig, {"device": device, "workers": workers})
     names = read_section(ColumnNames, dict(columns or {}))
+    rule = None if fuse is None else read_section(FuseConfig, dict(fuse))
+    fitted = None if calibration is None else read_calibration(calibration)
+    results = Results(fused=rule is not None, probability=fitted is not None)
+    added = tuple(column_prefix + name for name in (*results.columns, "error"))
     known = ds.schema(fetch_if_missing=False)
     if known is not None and isinstance(known.base_schema, pa.Schema):
-        _check_columns(known.base_schema, names, column_prefix)
+        _check_columns(known.base_schema, names, added, rule)
     description = describe(config)
     refuse_instructions(description, names.instruction)
     rules = PairRules.of(config, description.max_length(max_length))
@@ -108,18 +121,24 @@ def rerank_dataset(
     found = cluster.capacity()
     chosen, cores = choose_device(compute, found), cores_a_worker(compute, found)
     profile = pipeline.resolve(description, config, compute, chosen, cores).tell()
+    if fitted is not None:
+        made = {"model": config.scoring_settings()}
+        fitted.refuse_other(description.to_json(), made, profile.precision)
     whole_nodes = profile.backend == "openvino"
     pool = size_pool(compute, chosen, profile.threads, found, whole_nodes)
     pool = _leave_a_cpu(pool, found)
-    settings = _Settings(description, profile, rules, names, column_prefix)
+    settings = _Settings(description, profile, rules, names, column_prefix, added, rule)
     scored = pipeline.map_actors(ds, ScoreTables, (settings,), pool, _BATCH_ROWS)
     key = names.query if names.query_id is None else names.query_id
     partitions = min(_PARTITIONS_A_CPU * math.ceil(sum(found.cpus)), _MOST_PARTITIONS)
-    return pipeline.map_groups(scored, key, rank_group, {"prefix": column_prefix}, partitions)
+    curve = None if fitted is None else fitted.content.curve
+    ranking = {"prefix": column_prefix, "rule": rule, "curve": curve}
+    return pipeline.map_groups(scored, key, rank_group, ranking, partitions)
 
 
-def _check_columns(found: pa.Schema, columns: ColumnNames, prefix: str) -> None:
-    added = [prefix + name for name in (*schema.RESULT_COLUMNS, "error")]
+def _check_columns(
+    found: pa.Schema, columns: ColumnNames, added: Sequence[str], rule: FuseConfig | None
+) -> None:
     clash = [name for name in added if name in found.names]
     if clash:
         raise InputError(
@@ -142,6 +161,8 @@ def _check_columns(found: pa.Schema, columns: ColumnNames, prefix: str) -> None:
                 f"The column {name} must hold "
                 f"{'text' if fits is schema.is_text else 'text or integers'}, found {data_type}."
             )
+    if rule is not None:
+        fusion.refuse_unfit(found, rule)
 
 
 def _leave_a_cpu(pool: Pool, found: Capacity) -> Pool:
@@ -175,7 +196,8 @@ class ScoreTables:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The same rows with score, sigmoid, tokens_dropped and error."""
-        _check_columns(table.schema, self._settings.columns, self._settings.prefix)
+        asked = self._settings
+        _check_columns(table.schema, asked.columns, asked.added, asked.fuse)
         envelope = stages.tokenize(Envelope(0, rows=table), self._stage, self._tokenizer)
         scored = stages.score(
             envelope,
@@ -195,7 +217,7 @@ class ScoreTables:
         reason = scored.facts.column("reason").combine_chunks()
         finite = np.isfinite(score)
         reason = pc.if_else(pc.and_(pc.is_null(reason), pa.array(~finite)), rows.BAD_SCORE, reason)
-        prefix = self._settings.prefix
+        prefix = asked.prefix
         for name, values in (
             ("score", pa.array(score, mask=~finite)),
             ("sigmoid", pa.array(rank.sigmoid(score), mask=~finite)),
@@ -206,11 +228,22 @@ class ScoreTables:
         return table
 
 
-def rank_group(table: pa.Table, prefix: str) -> pa.Table:
+def rank_group(
+    table: pa.Table, prefix: str, rule: FuseConfig | None = None, curve: Curve | None = None
+) -> pa.Table:
     """Order the rows of one query and add their ranks; rows without a score come last, unranked."""
     score = table.column(prefix + "score").to_numpy(zero_copy_only=False).astype(np.float32)
-    ranking = rank.rank_rows(np.zeros(len(score), np.int32), score)
+    query, added = np.zeros(len(score), np.int32), {}
+    if rule is not None:
+        first = fusion.first_stage(table.column(rule.column), rule.column)
+        added["fused"] = fusion.fuse(query, score, first, rule)
+    if curve is not None:
+        added["probability"] = probabilities(curve, score)
+    ranking = rank.rank_rows(query, score, fused=added.get("fused"))
     unscored = np.isnan(score[ranking.rows])
     ranked = table.take(pa.array(ranking.rows))
     field = pa.field(prefix + "rank", schema.RESULT_COLUMNS["rank"])
-    return ranked.append_column(field, pa.array(ranking.rank, mask=unscored))
+    ranked = ranked.append_column(field, pa.array(ranking.rank, mask=unscored))
+    for name, values in added.items():
+        ranked = ranked.append_column(prefix + name, pa.array(values[ranking.rows], mask=unscored))
+    return ranked

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import Any
 
 from rankmill.masking import mask
 
@@ -80,9 +81,16 @@ class RunFailed(RankmillError):
 
 
 class GatesFailed(RankmillError):
-    """A finished run does not reach what its gates ask. The parts stay, without `_SUCCESS`."""
+    """A finished run does not reach what its gates ask. The parts stay, without `_SUCCESS`.
+
+    `manifest` is the run's, with what the gates found.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, remedy: str, manifest: dict[str, Any]) -> None:
+        self.manifest = manifest
+        super().__init__(message, remedy)
 
 
 class OutputBusy(RankmillError):

@@ -11,6 +11,7 @@ from rankmill.errors import ConfigError
 from rankmill.evaluate.judged import JudgedRun, read_judged
 from rankmill.qrels import Judgements, TableSource, column_names, read_judgements
 from rankmill.rank import Float32, Int32
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 FOLDS, SEED = 5, 0
 
@@ -42,15 +43,17 @@ def read_scores(
     prefix: str,
     ids: tuple[str, str],
     columns: tuple[str, ...] = (),
+    access: StorageConfig = ENVIRONMENT,
 ) -> JudgedScores:
     """Read scores beside judgements. columns: others that order the rows, into `run.keys`.
 
     Raises `InputError` as `evaluate` does.
     """
-    judged = read_judgements(qrels)
+    judged = read_judgements(qrels, access)
     score, stage = f"{prefix}score", f"{prefix}stage"
-    stages = [stage] if stage in column_names(ranked) else []
-    run = read_judged(ranked, judged, prefix=prefix, ids=ids, orders=[score, *columns, *stages])
+    stages = [stage] if stage in column_names(ranked, access) else []
+    orders = [score, *columns, *stages]
+    run = read_judged(ranked, judged, prefix=prefix, ids=ids, orders=orders, access=access)
     missed = np.zeros(len(run.pair), np.int32)
     if stages:
         # Keys rise from the best, so a later stage's is lower.

@@ -29,7 +29,7 @@ from rankmill.evaluate import evaluate
 from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.markers import Counters
 from rankmill.output import refuse_overlap
-from rankmill.qrels import ids_of, read_judgements
+from rankmill.qrels import ids_of, read_judgements, read_qrels
 
 log = logging.getLogger("rankmill")
 
@@ -70,12 +70,12 @@ def refuse_unmeasurable(config: RunConfig, written: Sequence[str]) -> None:
                 f"Name its column in input.columns.{name} and let output.columns write it.",
             )
     if wanted.qrels is not None:
-        read_judgements(wanted.qrels)
+        read_judgements(wanted.qrels, config.storage)
     previous = _previous(config)
     if previous is not None:
         # A run is always like itself.
         refuse_overlap([previous], config.output.path, "previous output")
-        _require_ids(open_ranked(previous, config.storage.profile, allow_incomplete=True))
+        _require_ids(open_ranked(previous, config.storage, allow_incomplete=True))
 
 
 def check(config: RunConfig, url: str, counters: Counters, map_shared: MapShared) -> list[Gate]:
@@ -88,12 +88,13 @@ def check(config: RunConfig, url: str, counters: Counters, map_shared: MapShared
     }
     excused: tuple[str, ...] = ()
     if wanted.qrels is not None or wanted.compares:
-        ranked = open_ranked(url, config.storage.profile, allow_incomplete=True)
+        ranked = open_ranked(url, config.storage, allow_incomplete=True)
         if wanted.qrels is not None:
-            found["min_ndcg"] = _ndcg(ranked, wanted.qrels, wanted.k, map_shared)
+            qrels = read_qrels(wanted.qrels, config.storage)
+            found["min_ndcg"] = _ndcg(ranked, qrels, wanted.k, map_shared)
         previous = _previous(config)
         if previous is not None:
-            other = open_ranked(previous, config.storage.profile, allow_incomplete=True)
+            other = open_ranked(previous, config.storage, allow_incomplete=True)
             changes = changes_by_tasks(ranked, other, wanted.k, map_shared)
             found["min_overlap"] = changes.spreads[f"overlap@{wanted.k}"].mean
             found["max_score_shift"] = changes.spreads["drift"].rms
@@ -106,14 +107,15 @@ def check(config: RunConfig, url: str, counters: Counters, map_shared: MapShared
     ]
 
 
-def refuse_failed(gates: Sequence[Gate], url: str) -> None:
-    """Raise `GatesFailed` with what was found when a gate has failed."""
+def refuse_failed(gates: Sequence[Gate], url: str, manifest: dict[str, Any]) -> None:
+    """Raise `GatesFailed` with what was found when a gate of a run has failed."""
     failed = [gate.line() for gate in gates if not gate.passed]
     if failed:
         raise GatesFailed(
             f"{len(failed)} of {len(gates)} gates failed:\n" + "\n".join(f"  {f}" for f in failed),
             f"All parts lie in {url}, without _SUCCESS. If they are good enough, change the "
             "limits and run the same command again: nothing is scored anew.",
+            manifest,
         )
 
 
@@ -150,7 +152,7 @@ def _require_ids(ranked: Ranked) -> tuple[str, str]:
 # nDCG
 
 
-def _ndcg(ranked: Ranked, qrels: str, k: int, map_shared: MapShared) -> float | None:
+def _ndcg(ranked: Ranked, qrels: pa.Table, k: int, map_shared: MapShared) -> float | None:
     golden = read_judgements(qrels).queries
     parts = range(len(ranked.parts))
     rows = pa.concat_tables(map_shared(_judged_rows, (ranked, golden), parts))

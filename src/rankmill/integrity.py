@@ -151,7 +151,7 @@ def _strays(
 
 def _visible(store: Store) -> list[str]:
     prefix = len(store.url.rstrip("/")) + 1
-    return [file.url[prefix:] for file in storage.visible_files(store.url, store.profile)]
+    return [file.url[prefix:] for file in storage.visible_files(store.url, store.access)]
 
 
 def _completeness(

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from rankmill import score_files, storage
 from rankmill.score_files import Keys
+from rankmill.storage_settings import StorageConfig
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
@@ -32,7 +33,7 @@ class ScoreSource:
     """An output whose scores may be reused: those of `stages`, and nothing else in its files."""
 
     url: str
-    profile: str | None
+    access: StorageConfig
     stages: tuple[int, ...]
 
 
@@ -125,7 +126,7 @@ class KnownScores:
         """The usable pairs of a file; None when it is not what was committed."""
         source = self.sources[self.files["source"][number].as_py()]
         name = self.files["name"][number].as_py()
-        content = Store(source.url, source.profile).read(name)
+        content = Store(source.url, source.access).read(name)
         committed = self.files["sha256"][number].as_py()
         if content is not None and hashlib.sha256(content).hexdigest() == committed:
             stored = score_files.read_scores(content, source.stages)
@@ -143,7 +144,7 @@ def read_keys(sources: Sequence[ScoreSource], files: Sequence[ScoreFile]) -> lis
     for file in files:
         source = sources[file.source]
         url = storage.join(source.url, file.name)
-        found.append(score_files.read_query_keys(url, source.profile))
+        found.append(score_files.read_query_keys(url, source.access))
     return found
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rankmill import schema, storage
 from rankmill.errors import InputError
 from rankmill.storage import StoredFile
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 # Footers are read by threads: on an object store each is one or two round trips.
 _FOOTER_THREADS = 16
@@ -90,15 +91,15 @@ class Listing:
                 )
 
 
-def list_tables(paths: Sequence[str], profile: str | None = None) -> Listing:
+def list_tables(paths: Sequence[str], access: StorageConfig = ENVIRONMENT) -> Listing:
     """List files, read every footer and unify the schemas.
 
     Raises `InputError` naming the file and column for a file that is not Parquet, and for schemas
     that do not unify.
     """
-    files = storage.list_files(paths, profile)
+    files = storage.list_files(paths, access)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda file: _footer(file, profile), files))
+        footers = list(pool.map(lambda file: _footer(file, access), files))
     partition_schema, partitions = _partitions([file.folders for file in files])
     schemas = [(f.url, footer.schema.to_arrow_schema()) for f, footer in zip(files, footers)]
     table_schema = schema.unify(schemas)
@@ -116,9 +117,9 @@ def list_tables(paths: Sequence[str], profile: str | None = None) -> Listing:
     )
 
 
-def _footer(file: StoredFile, profile: str | None) -> pq.FileMetaData:
+def _footer(file: StoredFile, access: StorageConfig) -> pq.FileMetaData:
     try:
-        with storage.open_input(file.url, profile) as handle:
+        with storage.open_input(file.url, access, file.size) as handle:
             return pq.read_metadata(handle)
     except (pa.ArrowException, OSError) as error:
         if "encrypted" in str(error):

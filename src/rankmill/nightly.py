@@ -21,6 +21,7 @@ from rankmill.output import refuse_relative
 from rankmill.progress import Listener, duration
 from rankmill.settings import read_section
 from rankmill.status import read_status
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
@@ -114,16 +115,16 @@ def run_night(night: Night, listener: Listener | None = None) -> Summary:
     if cluster.is_foreign_cluster(night.config.compute):
         # The folder that a job runs in is gone with it, and whoever reads the summary elsewhere.
         refuse_relative(list(filter(None, [night.summary, night.reuse_under])))
-    begun, profile = time.monotonic(), night.config.storage.profile
+    begun, access = time.monotonic(), night.config.storage
     output = storage.absolute(night.config.output.path)
     now = Summary(night.date, output, "waiting", datetime.now(UTC).isoformat(timespec="seconds"))
-    _write(night.summary, now, profile)
+    _write(night.summary, now, access)
     try:
         waited = wait_for_input(night)
         config = with_reuse(night)
         reused = config.reuse[0] if config.reuse else None
         now = replace(now, state="running", seconds_waited=round(waited, 1), reused_from=reused)
-        _write(night.summary, now, profile)
+        _write(night.summary, now, access)
         result = job.rerank(config, listener=listener)
         rate = result.manifest["pairs_per_second"]
         now = replace(now, state="complete", exit_code=0, pairs_per_second=rate)
@@ -132,8 +133,8 @@ def run_night(night: Night, listener: Listener | None = None) -> Summary:
         raise
     finally:
         now = replace(now, seconds=round(time.monotonic() - begun, 1))
-        now = _with_committed(now, profile)
-        _write_or_warn(night.summary, now, profile)
+        now = _with_committed(now, access)
+        _write_or_warn(night.summary, now, access)
     return now
 
 
@@ -141,7 +142,7 @@ def tell_refused(day: str, path: str | None, error: RankmillError) -> None:
     """Write the summary of a night whose configuration was refused."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     summary = _ended_by(error, Summary(day, "", "not started", started))
-    _write_or_warn(path, summary, None)
+    _write_or_warn(path, summary, ENVIRONMENT)
 
 
 def wait_for_input(night: Night) -> float:
@@ -190,7 +191,7 @@ def marked_folder(path: str) -> str:
 
 def _is_written(folder: str, config: RunConfig) -> bool:
     with storage.reaching(folder):
-        return Store(folder, config.storage.profile).read(runs.SUCCESS) is not None
+        return Store(folder, config.storage).read(runs.SUCCESS) is not None
 
 
 def with_reuse(night: Night) -> RunConfig:
@@ -203,25 +204,25 @@ def with_reuse(night: Night) -> RunConfig:
         return config
     own = storage.absolute(config.output.path)
     with storage.reaching(own):
-        stored = runs.stored_run(Store(own, config.storage.profile))
+        stored = runs.stored_run(Store(own, config.storage))
     if stored is not None:
         reuse = stored["config"].get("reuse", [])
     else:
-        found = newest_complete(night.reuse_under, own, config.storage.profile)
+        found = newest_complete(night.reuse_under, own, config.storage)
         reuse = list(dict.fromkeys([*([found] if found else []), *config.reuse]))
     return read_section(RunConfig, config.model_dump(mode="json") | {"reuse": reuse})
 
 
-def newest_complete(folder: str, own: str, profile: str | None = None) -> str | None:
+def newest_complete(folder: str, own: str, access: StorageConfig = ENVIRONMENT) -> str | None:
     """The complete output in a folder whose name comes last, as the latest date's does.
 
     `own`, the output that is to be written, does not count. None when there is no other.
     """
     folder = storage.absolute(folder)
     with storage.reaching(folder):
-        for name in reversed(Store(folder, profile).folders()):
+        for name in reversed(Store(folder, access).folders()):
             url = storage.join(folder, name)
-            store = Store(url, profile)
+            store = Store(url, access)
             if url == own or store.read(runs.SUCCESS) is None:
                 continue
             try:
@@ -253,13 +254,13 @@ def _ended_by(error: BaseException, now: Summary) -> Summary:
     return replace(now, state="failed", exit_code=1, reason=kind_and_place(error))
 
 
-def _with_committed(now: Summary, profile: str | None) -> Summary:
+def _with_committed(now: Summary, access: StorageConfig) -> Summary:
     """With the counters of what is committed, where the run is this night's and there is time."""
     if now.state in ("not started", "busy", "stopped"):
         return now
     try:
-        found = read_status(now.output, profile)
-        stored = runs.stored_run(Store(now.output, profile))
+        found = read_status(now.output, access)
+        stored = runs.stored_run(Store(now.output, access))
     except (RankmillError, OSError):
         return now
     return replace(
@@ -272,14 +273,14 @@ def _with_committed(now: Summary, profile: str | None) -> Summary:
     )
 
 
-def _write(path: str | None, summary: Summary, profile: str | None) -> None:
+def _write(path: str | None, summary: Summary, access: StorageConfig) -> None:
     if path is not None:
-        storage.write_file(path, f"{summary.to_json()}\n".encode(), profile)
+        storage.write_file(path, f"{summary.to_json()}\n".encode(), access)
 
 
-def _write_or_warn(path: str | None, summary: Summary, profile: str | None) -> None:
+def _write_or_warn(path: str | None, summary: Summary, access: StorageConfig) -> None:
     """At the end the run's own exit code says more than that the summary was not written."""
     try:
-        _write(path, summary, profile)
+        _write(path, summary, access)
     except RankmillError as error:
         log.error("The summary is not up to date. %s", error.message)

@@ -134,11 +134,11 @@ def prepare(
     Raises a `StartError` for whatever would make the run fail.
     """
     config = _absolute(config)
-    store = Store(config.output.path, config.storage.profile)
+    store = Store(config.output.path, config.storage)
     every = [path for paths in config.input.all_paths.values() for path in paths]
     output.refuse_overlap(every, store.url)
     output.refuse_overlap(config.reuse, store.url, "reused output")
-    source = open_input(config.input, config.storage.profile)
+    source = open_input(config.input, config.storage)
     carried_columns(config, source)
     if config.rank.fuse is not None:
         fusion.refuse_unfit(source.pair_schema, config.rank.fuse)
@@ -154,7 +154,7 @@ def prepare(
     previous: tuple[Previous, ...] = ()
     recorded: dict[str, str] = {}
     if stored is None:
-        previous = reuse.look_at(config.reuse, config.storage.profile)
+        previous = reuse.look_at(config.reuse, config.storage)
         reused = reuse.names(previous)
     else:
         recorded = stored["identity"].get("reuse", {})
@@ -179,7 +179,7 @@ def prepare(
             log.warning("Computed again: %s", problem)
         if len(committed) < len(whole):
             output.refuse_strangers(store, len(whole))
-            previous = reuse.look_at(config.reuse, config.storage.profile)
+            previous = reuse.look_at(config.reuse, config.storage)
             reuse.refuse_changed(previous, recorded, store.url)
     return Prepared(
         config,
@@ -203,7 +203,7 @@ def _beside(reused: dict[str, str], calibration: StoredCalibration | None) -> di
 def _read_calibration(config: RunConfig, deciding: Description) -> StoredCalibration | None:
     if config.rank.calibration is None:
         return None
-    found = read_calibration(config.rank.calibration, config.storage.profile)
+    found = read_calibration(config.rank.calibration, config.storage)
     found.refuse_other(deciding.to_json(), config.result_settings(), None)
     return found
 
@@ -212,7 +212,7 @@ def _describe(config: RunConfig, model: Description | None) -> list[Description]
     if model is not None:
         return [model]
     asked = config.scorers.values()
-    return [describe(one, config.storage.profile) for one in asked]
+    return [describe(one, config.storage) for one in asked]
 
 
 def _models(config: RunConfig, found: Sequence[Description]) -> tuple[RunModel, ...]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from rankmill import schema, storage
 from rankmill.errors import InputError
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 Ints = npt.NDArray[np.int64]
 TableSource: TypeAlias = pd.DataFrame | pa.Table | str | Path | Sequence[str | Path]
@@ -42,7 +43,7 @@ class Judgements(NamedTuple):
     grade: Ints  # from 0
 
 
-def read_judgements(source: TableSource) -> Judgements:
+def read_judgements(source: TableSource, access: StorageConfig = ENVIRONMENT) -> Judgements:
     """The judgements of judged queries (those with a relevance above 0).
 
     source: a frame, a table or Parquet with `query_id, doc_id, relevance` (or BEIR's `query-id,
@@ -50,7 +51,7 @@ def read_judgements(source: TableSource) -> Judgements:
 
     Raises `InputError` for what cannot be read, is empty, or judges a pair twice differently.
     """
-    table = _read_qrels(source)
+    table = read_qrels(source, access)
     query_ids, doc_ids = (ids_of(table, name, "table of qrels") for name in ("query_id", "doc_id"))
     if query_ids.null_count or doc_ids.null_count:
         raise InputError("The qrels hold a null query_id or doc_id.", "Drop such rows.")
@@ -68,25 +69,25 @@ def read_judgements(source: TableSource) -> Judgements:
     return Judgements(queries, query[rows], doc_ids.take(pa.array(rows)), grade[rows])
 
 
-def _read_qrels(source: TableSource) -> pa.Table:
-    """Judgements as query_id, doc_id, relevance, whatever they come as."""
+def read_qrels(source: TableSource, access: StorageConfig = ENVIRONMENT) -> pa.Table:
+    """Judgements as query_id, doc_id, relevance, whatever they come as, as `read_judgements`."""
     if not isinstance(source, pd.DataFrame | pa.Table):
-        urls = [file.url for file in storage.list_files(_paths(source))]
-        with storage.reaching(urls[0]), storage.open_input(urls[0]) as file:
+        urls = [file.url for file in storage.list_files(_paths(source), access)]
+        with storage.reaching(urls[0]), storage.open_input(urls[0], access) as file:
             is_parquet = file.read(4) == b"PAR1"
         if not is_parquet:
-            found = [judgement for url in urls for judgement in _text_judgements(url)]
+            found = [judgement for url in urls for judgement in _text_judgements(url, access)]
             return pa.table([[row[at] for row in found] for at in range(3)], names=_COLUMNS)
-    names = column_names(source)
+    names = column_names(source, access)
     if set(_BEIR_COLUMNS) <= set(names) and not set(_COLUMNS) <= set(names):
-        beir = read_columns(source, _BEIR_COLUMNS, names, "table of qrels")
+        beir = read_columns(source, _BEIR_COLUMNS, names, "table of qrels", access)
         return beir.rename_columns(_COLUMNS)
-    return read_columns(source, _COLUMNS, names, "table of qrels")
+    return read_columns(source, _COLUMNS, names, "table of qrels", access)
 
 
-def _text_judgements(url: str) -> Iterator[tuple[str, str, int]]:
+def _text_judgements(url: str, access: StorageConfig) -> Iterator[tuple[str, str, int]]:
     """The judgements of a TREC or BEIR file, told apart by the first line."""
-    with storage.reaching(url), storage.open_input(url) as file:
+    with storage.reaching(url), storage.open_input(url, access) as file:
         content = file.read()
     if content.startswith(_GZIP):
         try:
@@ -190,21 +191,27 @@ def masked(ids: pa.Array) -> str:
     return f"{first[:_SHOWN] + '…'!r} ({len(first)} characters)"
 
 
-def column_names(source: TableSource) -> list[str]:
+def column_names(source: TableSource, access: StorageConfig = ENVIRONMENT) -> list[str]:
     """The columns of a frame, a table, or the first of some Parquet files."""
     if isinstance(source, pd.DataFrame):
         return [str(name) for name in source.columns]
     if isinstance(source, pa.Table):
         return list(source.column_names)
-    first = storage.list_files(_paths(source))[0].url
-    with storage.reaching(first), storage.open_input(first) as file:
+    first = storage.list_files(_paths(source), access)[0].url
+    with storage.reaching(first), storage.open_input(first, access) as file:
         try:
             return list(pq.read_schema(file).names)
         except pa.ArrowInvalid:
             raise InputError(f"{first} is not a Parquet file.") from None
 
 
-def read_columns(source: TableSource, columns: list[str], names: list[str], where: str) -> pa.Table:
+def read_columns(
+    source: TableSource,
+    columns: list[str],
+    names: list[str],
+    where: str,
+    access: StorageConfig = ENVIRONMENT,
+) -> pa.Table:
     """Some columns as a table. Raises `InputError` naming `where` and a column that is missing."""
     columns = list(dict.fromkeys(columns))
     missing = [column for column in columns if column not in names]
@@ -217,18 +224,22 @@ def read_columns(source: TableSource, columns: list[str], names: list[str], wher
         return pa.table({column: _from_pandas(source[column]) for column in columns})
     if isinstance(source, pa.Table):
         return source.select(columns)
-    return storage.read_table(_paths(source), columns)
+    return storage.read_table(_paths(source), columns, access)
 
 
 def stream_columns(
-    source: TableSource, columns: list[str], names: list[str], where: str
+    source: TableSource,
+    columns: list[str],
+    names: list[str],
+    where: str,
+    access: StorageConfig = ENVIRONMENT,
 ) -> Iterator[pa.Table]:
     """The rows of `read_columns`, in its order, of files some at a time."""
     columns = list(dict.fromkeys(columns))
     if isinstance(source, pd.DataFrame | pa.Table) or not set(columns) <= set(names):
-        yield read_columns(source, columns, names, where)
+        yield read_columns(source, columns, names, where, access)
         return
-    for batch in storage.read_batches(_paths(source), columns):
+    for batch in storage.read_batches(_paths(source), columns, access):
         yield pa.Table.from_batches([batch])
 
 

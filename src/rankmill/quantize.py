@@ -76,7 +76,7 @@ def quantize(
     _refuse_missing_packages()
     rules = PairRules.of(config.one_model, model.max_length(config.one_model.max_length))
     model.check(rules)
-    source = open_source(config.input, config.storage.profile)
+    source = open_source(config.input, config.storage)
     drawn = sample.draw(source, config.input, seed)
     tokenizer = model.tokenizer(rules)
     hardware = profile.probe("cpu")
@@ -163,7 +163,7 @@ def _source_model(config: RunConfig) -> FolderModel:
                 f"{setting} is {value}; int8 is made for OpenVINO on CPUs, which scores it.",
                 f"Leave {setting} out.",
             )
-    model = describe(asked, config.storage.profile)
+    model = describe(asked, config.storage)
     if isinstance(model, QuantizedModel):
         raise ModelError(
             f"{asked.name} is an int8 folder already, made of {model.source.name}.",

@@ -23,6 +23,7 @@ from rankmill.known_scores import KnownScores, ScoreFile, ScoreSource, read_keys
 from rankmill.markers import SCORES, WrittenFile
 from rankmill.score_files import Keys
 from rankmill.storage import absolute, reaching
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
@@ -73,12 +74,12 @@ class Previous:
         }
 
 
-def look_at(paths: Sequence[str], profile: str | None = None) -> tuple[Previous, ...]:
+def look_at(paths: Sequence[str], access: StorageConfig = ENVIRONMENT) -> tuple[Previous, ...]:
     """Look at earlier outputs, in the order in which they are asked for scores.
 
     Raises `ConfigError` for one without a run, and `InputError` when one cannot be reached.
     """
-    return tuple(_look_at(absolute(path), profile) for path in dict.fromkeys(paths))
+    return tuple(_look_at(absolute(path), access) for path in dict.fromkeys(paths))
 
 
 def names(previous: Sequence[Previous]) -> dict[str, str]:
@@ -144,7 +145,7 @@ def known(
     sources = tuple(
         ScoreSource(
             one.store.url,
-            one.store.profile,
+            one.store.access,
             tuple(n for n, other in enumerate(one.scorings, 1) if other == scoring),
         )
         for one in serving
@@ -165,8 +166,8 @@ def known(
     return KnownScores.index(sources, files, keys)
 
 
-def _look_at(path: str, profile: str | None) -> Previous:
-    store = Store(path, profile)
+def _look_at(path: str, access: StorageConfig) -> Previous:
+    store = Store(path, access)
     with reaching(store.url):
         try:
             stored = runs.stored_run(store)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rankmill import schema, storage
+from rankmill.storage_settings import StorageConfig
 
 Keys = npt.NDArray[np.uint64]
 
@@ -61,12 +62,12 @@ def read_scores(content: bytes, stages: Sequence[int]) -> pa.Table | None:
     return table.filter(pa.array(np.isin(stage, stages) & np.isfinite(score)))
 
 
-def read_query_keys(url: str, profile: str | None) -> Keys | None:
+def read_query_keys(url: str, access: StorageConfig) -> Keys | None:
     """The keys in a score file's footer, ascending; None for a file that has none or is damaged.
 
     Raises `OSError` or `InputError` when the file cannot be reached.
     """
-    with storage.open_input(url, profile) as file:
+    with storage.open_input(url, access) as file:
         try:
             footer = pa.ipc.open_file(file).metadata or {}
         except pa.ArrowInvalid:

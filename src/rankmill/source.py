@@ -19,6 +19,7 @@ from rankmill.config import ColumnNames, InputConfig
 from rankmill.errors import InputError
 from rankmill.listing import Listing, RowGroup, list_tables
 from rankmill.storage import StoredFile
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 Layout = Literal["pairs", "nested", "ids"]
 # A column's role, its name, what its type must satisfy, and how that is said.
@@ -35,7 +36,7 @@ class Table:
     partitions: tuple[tuple[tuple[str, Any], ...], ...]
     row_groups: tuple[RowGroup, ...]
     table_schema: pa.Schema
-    profile: str | None
+    access: StorageConfig
 
     def batches(
         self, group: RowGroup, columns: Sequence[str] | None = None, rows: int = _READ_ROWS
@@ -49,7 +50,7 @@ class Table:
         fixed = dict(self.partitions[group.file])
         remote = storage.is_remote(file.url)
         try:
-            with storage.open_input(file.url, self.profile) as handle:
+            with storage.open_input(file.url, self.access) as handle:
                 parquet = pq.ParquetFile(
                     handle,
                     # Far away, few large requests; here, never a whole column chunk in memory.
@@ -100,7 +101,7 @@ class Table:
     def refuse_changed(self, number: int) -> None:
         """Raise `InputError` when a file is not the one that was listed any more."""
         file = self.files[number]
-        now = storage.current_version(file, self.profile)
+        now = storage.current_version(file, self.access)
         if now != file.version:
             raise InputError(
                 f"{file.url} has changed since the run was planned: version {file.version}, now "
@@ -168,7 +169,7 @@ class Source(Table):
         return self.columns.query
 
 
-def open_source(config: InputConfig, profile: str | None = None) -> Source:
+def open_source(config: InputConfig, access: StorageConfig = ENVIRONMENT) -> Source:
     """List the input, read every footer, unify the schemas and find the layout.
 
     For the layouts `pairs` and `nested`; `text_tables.open_ids` opens the third.
@@ -181,7 +182,7 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
             "This input has no texts: with layout ids they lie in other tables.",
             "Give a table of pairs; layout ids is for rerank and plan.",
         )
-    listing = list_tables(config.paths, profile)
+    listing = list_tables(config.paths, access)
     layout = _layout(config, listing.table_schema)
     pair_schema = _pair_schema(layout, config.columns, listing.table_schema)
     has_query_id = _check_columns(config.columns, pair_schema, listing.where)
@@ -192,7 +193,7 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
     listing.refuse_lacking_files(needed)
     leaves = frozenset([config.columns.query, *config.columns.document_parts])
     return Source(
-        **table_of(listing, listing.row_groups(leaves, layout == "nested"), profile),
+        **table_of(listing, listing.row_groups(leaves, layout == "nested"), access),
         pair_schema=pair_schema,
         layout=layout,
         columns=config.columns,
@@ -201,7 +202,7 @@ def open_source(config: InputConfig, profile: str | None = None) -> Source:
 
 
 def table_of(
-    listing: Listing, row_groups: tuple[RowGroup, ...], profile: str | None
+    listing: Listing, row_groups: tuple[RowGroup, ...], access: StorageConfig
 ) -> dict[str, Any]:
     """What a `Table` of listed files has, by name."""
     return {
@@ -209,7 +210,7 @@ def table_of(
         "partitions": listing.partitions,
         "row_groups": row_groups,
         "table_schema": listing.table_schema,
-        "profile": profile,
+        "access": access,
     }
 
 

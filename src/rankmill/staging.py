@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,7 +22,7 @@ from typing import Any
 from rankmill import apart, exchange, lookup, partitions, pipeline, plan, storage
 from rankmill.apart import Arrangement, Sorting
 from rankmill.config import ComputeConfig
-from rankmill.errors import ConfigError, InputError
+from rankmill.errors import InputError
 from rankmill.lease import Lease
 from rankmill.listing import RowGroup
 from rankmill.load import Load
@@ -31,6 +30,7 @@ from rankmill.partitions import Joining, ShardTexts, Strategy
 from rankmill.plan import ListsApart, Plan
 from rankmill.read import Lookup
 from rankmill.source import Source, TextTable
+from rankmill.staging_progress import parent_and_name, staging_folders, staging_url, tell_step
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
@@ -69,9 +69,7 @@ class Staging:
     @cached_property
     def store(self) -> Store:
         """The staging folder. Raises `ConfigError` where there is no place beside the output."""
-        parent, name = _parent_and_name(self.output.url)
-        url = storage.join(parent, f"_staging-{name}-{self._digest[:16]}")
-        return Store(url, self.output.profile)
+        return Store(staging_url(self.output, self._digest), self.output.access)
 
     @property
     def _digest(self) -> str:
@@ -138,7 +136,7 @@ class Staging:
             steps.run(apart.put_in_order, replace(sorting, handed=handed), items)
         steps.remove("rows")
         with storage.reaching(self.store.url):
-            files = storage.list_files([self.store.url + f"/{_SORTED}"], self.store.profile)
+            files = storage.list_files([self.store.url + f"/{_SORTED}"], self.store.access)
         if len(files) != len(names):
             raise InputError(
                 f"{self.store.url}/{_SORTED} shows {len(files)} of {len(names)} sorted files.",
@@ -175,12 +173,9 @@ class Staging:
             self._remove()
 
     def _remove(self, but: str | None = None) -> None:
-        parent, name = _parent_and_name(self.output.url)
-        ours = re.compile(rf"_staging-{re.escape(name)}-[0-9a-f]{{16}}")
-        beside = Store(parent, self.output.profile)
-        for folder in beside.folders():
-            if ours.fullmatch(folder) and storage.join(parent, folder) != but:
-                beside.delete_folder(folder)
+        for url in staging_folders(self.output):
+            if url != but:
+                Store(url, self.output.access).delete_folder("")
 
 
 class _Steps:
@@ -201,6 +196,9 @@ class _Steps:
     ) -> dict[str, Any]:
         """Do what is left; what was returned by the file's name."""
         left = self.left(items)
+        if left:
+            with storage.reaching(self._store.url):
+                tell_step(self._store, [name for name, _ in items])
         done = pipeline.map_shared(
             _Step(function), shared, [arguments for _, arguments in left], cpus=1.0
         )
@@ -260,7 +258,7 @@ def find(source: Source, compute: ComputeConfig, cost: Cost, output: Store) -> S
     strategies = tuple(partitions.choose(texts, whole) for texts in source.texts)
     staging = Staging(source, whole, arrangement, strategies, output)
     if staging.needs_folder:
-        _parent_and_name(output.url)
+        parent_and_name(output.url)
     return staging
 
 
@@ -270,13 +268,3 @@ def _asked(texts: TextTable) -> str:
 
 def _handed(texts: TextTable) -> str:
     return f"{texts.name}-handed"
-
-
-def _parent_and_name(url: str) -> tuple[str, str]:
-    parent, _, name = url.rpartition("/")
-    if not name or parent.endswith(":/"):
-        raise ConfigError(
-            f"The output {url} has nothing beside it, where candidates are sorted or joined first.",
-            "Give a folder below it.",
-        )
-    return parent or "/", name

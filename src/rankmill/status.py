@@ -12,7 +12,9 @@ from rankmill.lease import holder
 from rankmill.markers import Counters
 from rankmill.masking import mask
 from rankmill.results import Results
+from rankmill.staging_progress import StagingProgress, read_progress
 from rankmill.storage import absolute, reaching
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 from rankmill.store import Store
 
 
@@ -22,7 +24,8 @@ class Status:
 
     running: somebody holds its lease. failed: why shards failed at the last start. damaged: what
     is wrong with committed files, and files that are not of this run. gates: as the manifest
-    holds them (see `gates.Gate`), once all shards were committed.
+    holds them (see `gates.Gate`), once all shards were committed. staging: of a first start that
+    has no shards yet, as those are planned but their rows are still brought into order.
     """
 
     url: str
@@ -37,9 +40,10 @@ class Status:
     failed: dict[int, str]
     damaged: tuple[str, ...]
     gates: tuple[dict[str, Any], ...] = ()
+    staging: StagingProgress | None = None
 
 
-def read_status(path: str, profile: str | None = None, verify: bool = False) -> Status:
+def read_status(path: str, access: StorageConfig = ENVIRONMENT, verify: bool = False) -> Status:
     """Read run.json and the markers of an output.
 
     verify: read, hash and open every file instead of comparing sizes, and look for files that are
@@ -47,9 +51,11 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
 
     Raises `InputError` when there is no run under the path.
     """
-    store = Store(absolute(path), profile)
+    store = Store(absolute(path), access)
     with reaching(store.url):
         stored = runs.stored_run(store)
+        if stored is None and (before := _before_run(store)) is not None:
+            return before
         if stored is None:
             raise InputError(
                 f"There is no run at {path}.", f"An output folder holds {runs.RUN}; check the path."
@@ -77,3 +83,14 @@ def read_status(path: str, profile: str | None = None, verify: bool = False) -> 
             damaged=tuple(map(mask, damaged)),
             gates=tuple(runs.stored_gates(store, fingerprint)),
         )
+
+
+def _before_run(store: Store) -> Status | None:
+    """Of an output without run.json: whether a first start is under way, or died in its staging."""
+    running, staging = holder(store) is not None, read_progress(store)
+    if staging is None and not running:
+        return None
+    nothing = Counters()
+    return Status(
+        store.url, False, running, 0, 0, 0, nothing, 0.0, (), {}, damaged=(), staging=staging
+    )

@@ -1,7 +1,7 @@
 """The one module that knows file systems: local disk, and everything fsspec reaches.
 
-A path is a plain local path or a URL (`s3://bucket/key`). Only the path and the name of an AWS
-profile ever travel between processes; each process opens its own file system with the
+A path is a plain local path or a URL (`s3://bucket/key`). Only the path and the settings of
+`storage` ever travel between processes; each process opens its own file system with the
 credentials of its own environment, so no secret is pickled, logged or stored.
 """
 
@@ -23,10 +23,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from fsspec import AbstractFileSystem
 
+from rankmill import s3
 from rankmill.errors import ConfigError, InputError
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 Infos = dict[str, dict[str, object]]
 
+# The protocols of s3fs.
+S3 = ("s3", "s3a")
 _GLOB = frozenset("*?[")
 _BATCH_ROWS = 2**17
 
@@ -47,6 +51,11 @@ class StoredFile:
 def is_remote(path: str) -> bool:
     """Whether a path names an object store rather than a local file."""
     return "://" in path and not path.startswith("file://")
+
+
+def is_s3(path: str) -> bool:
+    """Whether a path names an object of S3 or of what speaks like it."""
+    return path.split("://", 1)[0] in S3
 
 
 def absolute(path: str) -> str:
@@ -74,15 +83,9 @@ def user_cache() -> Path:
 
 
 @lru_cache(maxsize=16)
-def _filesystem(protocol: str, profile: str | None, process: int) -> AbstractFileSystem:
+def _filesystem(protocol: str, access: StorageConfig, process: int) -> AbstractFileSystem:
     # `process` keeps a forked child from using its parent's connections and event loop.
-    options: dict[str, object] = {}
-    if protocol in ("s3", "s3a"):
-        if profile is not None:
-            options["profile"] = profile
-        # Listings must show what other processes have committed a moment ago.
-        options["use_listings_cache"] = False
-        options["config_kwargs"] = _s3_patience()
+    options = s3.options(access) if protocol in S3 else {}
     try:
         return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
@@ -92,23 +95,13 @@ def _filesystem(protocol: str, profile: str | None, process: int) -> AbstractFil
         ) from None
 
 
-def _s3_patience() -> dict[str, object]:
-    from rankmill.s3_session import CONNECT_TIMEOUT, READ_TIMEOUT, PatientSession
-
-    return {
-        "connect_timeout": CONNECT_TIMEOUT,
-        "read_timeout": READ_TIMEOUT,
-        "http_session_cls": PatientSession,
-    }
-
-
-def filesystem(path: str, profile: str | None = None) -> tuple[AbstractFileSystem, str]:
+def filesystem(path: str, access: StorageConfig = ENVIRONMENT) -> tuple[AbstractFileSystem, str]:
     """The file system of a path and the path as that file system writes it.
 
     Raises `ConfigError` when no implementation is installed.
     """
     protocol = path.split("://", 1)[0] if "://" in path else "file"
-    fs = _filesystem(protocol, profile if is_remote(path) else None, os.getpid())
+    fs = _filesystem(protocol, access if protocol in S3 else ENVIRONMENT, os.getpid())
     return fs, fs._strip_protocol(path)
 
 
@@ -137,7 +130,10 @@ def reaching(path: str) -> Iterator[None]:
     except OSError as error:
         remedy = "Check the path and its permissions."
         if is_remote(path):
-            remedy = "Check the path, the endpoint (AWS_ENDPOINT_URL) and the credentials."
+            remedy = (
+                "Check the path, the endpoint (storage.endpoint_url or AWS_ENDPOINT_URL) and the "
+                "credentials."
+            )
         # The system's own words, for its message repeats a name of any length.
         why = str(error)
         if error.strerror and not is_remote(path):
@@ -146,7 +142,7 @@ def reaching(path: str) -> Iterator[None]:
         raise InputError(f"{path} cannot be read: {why.rstrip('.')}.", remedy) from None
 
 
-def list_files(paths: Sequence[str], profile: str | None = None) -> list[StoredFile]:
+def list_files(paths: Sequence[str], access: StorageConfig = ENVIRONMENT) -> list[StoredFile]:
     """All files under the given files, folders and globs, in the order of the paths, then names.
 
     Names that start with `_` or `.` are skipped at every level below a given folder, and wherever
@@ -157,7 +153,7 @@ def list_files(paths: Sequence[str], profile: str | None = None) -> list[StoredF
     found: dict[str, StoredFile] = {}
     for path in paths:
         with reaching(path):
-            files = _list_one(absolute(path), profile)
+            files = _list_one(absolute(path), access)
         if not files:
             raise InputError(
                 f"No file was found at {path}.",
@@ -168,8 +164,8 @@ def list_files(paths: Sequence[str], profile: str | None = None) -> list[StoredF
     return list(found.values())
 
 
-def _list_one(path: str, profile: str | None) -> list[StoredFile]:
-    fs, bare = filesystem(path, profile)
+def _list_one(path: str, access: StorageConfig) -> list[StoredFile]:
+    fs, bare = filesystem(path, access)
     if _GLOB & set(bare) and not fs.exists(bare):
         fixed = bare.rfind("/", 0, min(bare.index(c) for c in _GLOB & set(bare))) + 1
         if "file" in _protocols(fs):  # fsspec would pass over symbolic links
@@ -180,27 +176,36 @@ def _list_one(path: str, profile: str | None) -> list[StoredFile]:
         root = bare[:fixed]
         files = [_stored(fs, p, info, root) for p, info in infos.items() if _is_file(p, info)]
         for folder in (p for p, info in infos.items() if info["type"] == "directory"):
-            files += _walk(fs, folder, root)
-    elif fs.isdir(bare):
-        files = _walk(fs, bare, bare)
+            files += _visible(fs, _find(fs, folder), folder, root)
+    elif (files_below := _files_below(fs, bare)) is not None:
+        files = files_below
     else:
         info = fs.info(bare)
         files = [_stored(fs, bare, info, posixpath.dirname(bare))] if _is_file(bare, info) else []
     return sorted(files, key=lambda file: file.url)
 
 
-def visible_files(folder: str, profile: str | None = None) -> list[StoredFile]:
+def visible_files(folder: str, access: StorageConfig = ENVIRONMENT) -> list[StoredFile]:
     """All files below a folder that a reader pointed at it would take; none if there is none."""
-    fs, bare = filesystem(folder, profile)
+    fs, bare = filesystem(folder, access)
     with reaching(folder):
-        return sorted(_walk(fs, bare, bare), key=lambda file: file.url) if fs.isdir(bare) else []
+        return sorted(_files_below(fs, bare) or [], key=lambda file: file.url)
 
 
-def _walk(fs: AbstractFileSystem, folder: str, root: str) -> list[StoredFile]:
+def _files_below(fs: AbstractFileSystem, folder: str) -> list[StoredFile] | None:
+    """The visible files below a folder; None: there is no such folder."""
+    # On S3 the same listing tells: to ask first would list a large folder twice.
+    if not set(S3) & set(_protocols(fs)) and not fs.isdir(folder):
+        return None
+    found = _find(fs, folder)
+    return _visible(fs, found, folder, folder) if found.keys() - {folder} else None
+
+
+def _visible(fs: AbstractFileSystem, found: Infos, folder: str, root: str) -> list[StoredFile]:
     prefix = len(folder.rstrip("/")) + 1
     return [
         _stored(fs, path, info, root)
-        for path, info in _find(fs, folder).items()
+        for path, info in found.items()
         if _is_file(path, info) and _is_visible(path[prefix:])
     ]
 
@@ -261,23 +266,23 @@ def _version(path: str, info: dict[str, object]) -> str:
     return f"{info['size']}-{info.get('mtime') or info.get('LastModified')}"
 
 
-def current_version(file: StoredFile, profile: str | None = None) -> str:
+def current_version(file: StoredFile, access: StorageConfig = ENVIRONMENT) -> str:
     """The version that a listed file has now. Raises `InputError` when it has vanished."""
-    fs, bare = filesystem(file.url, profile)
+    fs, bare = filesystem(file.url, access)
     with reaching(file.url):
         return _version(bare, fs.info(bare))
 
 
-def is_folder(path: str, profile: str | None = None) -> bool:
+def is_folder(path: str, access: StorageConfig = ENVIRONMENT) -> bool:
     """Whether a path is a folder. Raises `InputError` when its store cannot be reached."""
-    fs, bare = filesystem(path, profile)
+    fs, bare = filesystem(path, access)
     with reaching(path):
         return bool(fs.isdir(bare))
 
 
-def download(file: StoredFile, target: Path, profile: str | None = None) -> None:
+def download(file: StoredFile, target: Path, access: StorageConfig = ENVIRONMENT) -> None:
     """Copy a listed file to local disk. Raises `InputError` when it does not arrive whole."""
-    fs, bare = filesystem(file.url, profile)
+    fs, bare = filesystem(file.url, access)
     with reaching(file.url):
         fs.get_file(bare, str(target))
         arrived = target.stat().st_size
@@ -286,29 +291,37 @@ def download(file: StoredFile, target: Path, profile: str | None = None) -> None
 
 
 @contextmanager
-def open_input(path: str, profile: str | None = None) -> Iterator[BinaryIO]:
-    """A seekable binary file for reading.
+def open_input(
+    path: str, access: StorageConfig = ENVIRONMENT, size: int | None = None
+) -> Iterator[BinaryIO]:
+    """A seekable binary file for reading. size: where it is known, S3 is not asked for it.
 
     Raises `InputError` when it cannot be opened; errors while reading are OSErrors.
     """
-    fs, bare = filesystem(path, profile)
+    fs, bare = filesystem(path, access)
     with reaching(path):
-        file = fs.open(bare, "rb", **({} if "file" in _protocols(fs) else {"cache_type": "none"}))
+        options: dict[str, object] = {} if "file" in _protocols(fs) else {"cache_type": "none"}
+        if size is not None and is_s3(path):
+            options["size"] = size
+        file = fs.open(bare, "rb", **options)
+        if "size" in options:
+            file.details = {"name": bare, "size": size}  # or the first read asks for them
     with file, os_errors():
         yield file
 
 
-def write_file(path: str, content: bytes, profile: str | None = None) -> None:
+def write_file(path: str, content: bytes, access: StorageConfig = ENVIRONMENT) -> None:
     """Write a file of the user's own, local or remote, its folders too.
 
     What is there is replaced, and no reader of a file sees a part. Raises `ConfigError` when it
     cannot be written.
     """
-    fs, bare = filesystem(absolute(path), profile)
+    fs, bare = filesystem(absolute(path), access)
     try:
         with os_errors():
             if is_remote(path) or (os.path.exists(bare) and not os.path.isfile(bare)):
-                fs.pipe_file(bare, content)  # what is there may be a pipe or /dev/stdout
+                # What is there may be a pipe or /dev/stdout.
+                fs.pipe_file(bare, content, **(s3.ONE_PUT if is_s3(path) else {}))
                 return
             bare = os.path.realpath(bare)
             temporary = Path(f"{bare}.{uuid.uuid4().hex}")
@@ -324,25 +337,27 @@ def write_file(path: str, content: bytes, profile: str | None = None) -> None:
 
 
 def read_table(
-    paths: str | Sequence[str], columns: Sequence[str] | None = None, profile: str | None = None
+    paths: str | Sequence[str],
+    columns: Sequence[str] | None = None,
+    access: StorageConfig = ENVIRONMENT,
 ) -> pa.Table:
     """All rows of the Parquet files under some paths, in listing order, as one table.
 
     For judgements and ranked output of a size that fits the caller's memory. Raises `InputError`
     when nothing is found, a file is not Parquet, or a wanted column is missing.
     """
-    with _opened(paths, columns, profile) as dataset:
+    with _opened(paths, columns, access) as dataset:
         return dataset.to_table(columns=None if columns is None else list(columns))
 
 
 def read_batches(
-    paths: str | Sequence[str], columns: Sequence[str], profile: str | None = None
+    paths: str | Sequence[str], columns: Sequence[str], access: StorageConfig = ENVIRONMENT
 ) -> Iterator[pa.RecordBatch]:
     """The same rows in the same order, some at a time: a few row groups are in memory.
 
     Raises `InputError` as `read_table` does.
     """
-    with _opened(paths, columns, profile) as dataset:
+    with _opened(paths, columns, access) as dataset:
         # Arrow's defaults hold 16 batches of each of 4 files ahead.
         yield from dataset.to_batches(
             columns=list(columns), batch_size=_BATCH_ROWS, batch_readahead=4, fragment_readahead=1
@@ -358,10 +373,10 @@ def require_folder(path: str) -> None:
 
 @contextmanager
 def _opened(
-    paths: str | Sequence[str], columns: Sequence[str] | None, profile: str | None
+    paths: str | Sequence[str], columns: Sequence[str] | None, access: StorageConfig
 ) -> Iterator[pads.Dataset]:
-    listed = list_files([paths] if isinstance(paths, str) else paths, profile)
-    fs, _ = filesystem(listed[0].url, profile)
+    listed = list_files([paths] if isinstance(paths, str) else paths, access)
+    fs, _ = filesystem(listed[0].url, access)
     try:
         dataset = pads.dataset(
             [fs._strip_protocol(file.url) for file in listed], format="parquet", filesystem=fs

@@ -21,17 +21,16 @@ from typing import cast
 
 from fsspec import AbstractFileSystem
 
+from rankmill import s3
 from rankmill.errors import InputError, OutputBusy
-from rankmill.storage import filesystem, is_remote, join, os_errors
+from rankmill.storage import filesystem, is_remote, is_s3, join, os_errors
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 _LOCK = "_rankmill/lease.lock"
 # Whoever waits for a lock gives up after so many seconds: its holder does not run.
 _LOCK_SECONDS = 20.0
 # A file system without locks (some network and FUSE mounts) answers one of these.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-# One PUT takes up to 5 GiB; s3fs begins a multipart upload at twice this, and the upload of a
-# process that is killed would stay, unseen and paid for.
-_ONE_PUT = 5 << 30
 # How often a file may change under a conditional write before somebody must be at fault.
 _ATTEMPTS = 5
 
@@ -54,11 +53,11 @@ class Store:
     """
 
     url: str
-    profile: str | None = None
+    access: StorageConfig = ENVIRONMENT
     fence: Fence | None = None
 
     def _at(self, name: str) -> tuple[AbstractFileSystem, str]:
-        return filesystem(join(self.url, name) if name else self.url, self.profile)
+        return filesystem(join(self.url, name) if name else self.url, self.access)
 
     @property
     def local(self) -> bool:
@@ -167,13 +166,15 @@ class Store:
 
     @property
     def _conditional(self) -> bool:
-        return self.url.startswith(("s3://", "s3a://"))
+        return is_s3(self.url)
+
+    @property
+    def _one_get(self) -> dict[str, int]:
+        return s3.ONE_GET if self._conditional else {}
 
     def _put(self, name: str, content: bytes, **condition: str) -> None:
         fs, path = self._at(name)
-        fs.pipe_file(
-            path, content, **({"chunksize": _ONE_PUT} if self._conditional else {}), **condition
-        )
+        fs.pipe_file(path, content, **(s3.ONE_PUT if self._conditional else {}), **condition)
 
     def _tag(self, name: str) -> str | None:
         """What changes with a file's content; None when there is no file."""
@@ -217,7 +218,7 @@ class Store:
         """A file's content, or None when there is no such file."""
         fs, path = self._at(name)
         try:
-            return cast(bytes, fs.cat_file(path))
+            return cast(bytes, fs.cat_file(path, **self._one_get))
         except FileNotFoundError:
             return None
 
@@ -240,7 +241,7 @@ class Store:
             return {name: content for name, content in found.items() if content is not None}
         fs, _ = self._at("")
         paths = {self._at(name)[1]: name for name in names}
-        contents = fs.cat(list(paths), on_error="return")
+        contents = fs.cat(list(paths), on_error="return", **self._one_get)
         for content in contents.values():
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                 raise content

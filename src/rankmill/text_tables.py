@@ -18,18 +18,19 @@ from rankmill.config import InputConfig
 from rankmill.errors import InputError
 from rankmill.listing import Listing, RowGroup, list_tables
 from rankmill.source import Role, Source, Table, TextTable, open_source, refuse_unfit, table_of
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 # Columns of repeating texts are measured on the first rows of some row groups.
 _SAMPLED_GROUPS = 8
 _SAMPLED_ROWS = 1024
 
 
-def open_input(config: InputConfig, profile: str | None = None) -> Source:
+def open_input(config: InputConfig, access: StorageConfig = ENVIRONMENT) -> Source:
     """Open an input of any layout. Raises `InputError` for what cannot be used."""
-    return open_ids(config, profile) if config.layout == "ids" else open_source(config, profile)
+    return open_ids(config, access) if config.layout == "ids" else open_source(config, access)
 
 
-def open_ids(config: InputConfig, profile: str | None = None) -> Source:
+def open_ids(config: InputConfig, access: StorageConfig = ENVIRONMENT) -> Source:
     """Open candidates, queries and documents.
 
     Raises `InputError` naming file and column as `open_source` does, and for ids of unequal types
@@ -38,7 +39,7 @@ def open_ids(config: InputConfig, profile: str | None = None) -> Source:
     columns = config.columns
     assert columns.query_id is not None, "the configuration wants it for this layout"
     assert columns.doc_id is not None, "the configuration wants it for this layout"
-    candidates = list_tables(config.paths, profile)
+    candidates = list_tables(config.paths, access)
     wanted = [_id("query_id", columns.query_id), _id("doc_id", columns.doc_id)]
     if columns.instruction is not None:
         wanted.append(_text("instruction", columns.instruction))
@@ -47,9 +48,9 @@ def open_ids(config: InputConfig, profile: str | None = None) -> Source:
 
     paths = config.all_paths
     texts = [_text("query", columns.query)]
-    queries = _open("queries", paths, wanted[0], texts, candidates, profile)
+    queries = _open("queries", paths, wanted[0], texts, candidates, access)
     texts = [_text("document", name) for name in columns.document_parts]
-    documents = _open("documents", paths, wanted[1], texts, candidates, profile)
+    documents = _open("documents", paths, wanted[1], texts, candidates, access)
 
     fields = list(candidates.table_schema)
     for table in (queries, documents):
@@ -64,7 +65,7 @@ def open_ids(config: InputConfig, profile: str | None = None) -> Source:
             fields.append(pa.field(name, schema.value_type(stored)))
     bytes_a_pair = queries.mean_bytes + documents.mean_bytes
     return Source(
-        **table_of(candidates, _weighed(candidates, bytes_a_pair), profile),
+        **table_of(candidates, _weighed(candidates, bytes_a_pair), access),
         pair_schema=pa.schema(fields),
         layout="ids",
         columns=columns,
@@ -96,9 +97,9 @@ def _open(
     key: Role,
     texts: list[Role],
     candidates: Listing,
-    profile: str | None,
+    access: StorageConfig,
 ) -> TextTable:
-    listing = list_tables(paths[name], profile)
+    listing = list_tables(paths[name], access)
     refuse_unfit([key, *texts], listing.table_schema, listing.where)
     id_column, text_columns = key[1], [name for _, name, *_ in texts]
     listing.refuse_lacking_files([id_column, *text_columns])
@@ -110,7 +111,7 @@ def _open(
             "Ids are joined as they are: write both tables with text, or both with integers.",
         )
     row_groups = listing.row_groups(frozenset(text_columns))
-    table = Table(**table_of(listing, row_groups, profile))
+    table = Table(**table_of(listing, row_groups, access))
     return TextTable(
         **vars(table),
         name=name,

@@ -102,7 +102,7 @@ def verify(name: str, model: str | None = None) -> Verification:
 
 def _unknown(name: str) -> ModelError:
     message = f"No published scores of {name} are known here."
-    if storage.is_folder(name, None):
+    if storage.is_folder(name):
         return ModelError(
             message, f"Say whose they are: rankmill models verify NAME --model {name}"
         )

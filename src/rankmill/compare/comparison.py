@@ -32,6 +32,7 @@ from rankmill.output import refuse_relative
 from rankmill.progress import Listener, Progress
 from rankmill.qrels import Ints, hash_ids, masked
 from rankmill.report.page import settings
+from rankmill.storage_settings import of_profile
 
 Hashes = npt.NDArray[np.uint64]
 S = TypeVar("S")
@@ -164,8 +165,9 @@ def compare(
             f"top is {list(top)} and most {most}; ranks are from 1, examples from 0.",
             "Give for example 1,5,10 and 10.",
         )
+    access = of_profile(profile)
     one, other = (
-        open_ranked(storage.absolute(str(path)), profile, allow_incomplete=allow_incomplete)
+        open_ranked(storage.absolute(str(path)), access, allow_incomplete=allow_incomplete)
         for path in (run_a, run_b)
     )
     refuse_unlike(one, other)

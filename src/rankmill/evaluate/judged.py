@@ -28,6 +28,7 @@ from rankmill.qrels import (
     numbers,
     stream_columns,
 )
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 _TABLE = "ranked table"
 
@@ -80,6 +81,7 @@ def read_judged(
     ids: tuple[str, str],
     orders: Sequence[str] = (),
     by: Sequence[str] = (),
+    access: StorageConfig = ENVIRONMENT,
 ) -> JudgedRun:
     """Read what measuring needs of a ranked table.
 
@@ -88,13 +90,13 @@ def read_judged(
     Raises `InputError` for missing or mistyped columns, and when no query or no document of the
     table is judged.
     """
-    names = column_names(source)
+    names = column_names(source, access)
     rank, score = f"{prefix}rank", f"{prefix}score"
     own = next((name for name in (rank, score) if name in names), f"{rank} or {score}")
     orders = list(dict.fromkeys([own, *orders]))
     wanted = [*ids, *orders, *by]
     reader = _Reader(judged, ids, orders, by)
-    for table in stream_columns(source, wanted, names, _TABLE):
+    for table in stream_columns(source, wanted, names, _TABLE, access):
         reader.take(table)
     return reader.finish(own)
 

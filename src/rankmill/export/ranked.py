@@ -15,6 +15,7 @@ from rankmill.config import ColumnNames
 from rankmill.errors import InputError
 from rankmill.markers import WrittenFile
 from rankmill.settings import read_section
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 from rankmill.store import Store
 
 
@@ -27,7 +28,7 @@ class Ranked:
     """
 
     url: str
-    profile: str | None
+    access: StorageConfig
     fingerprint: str
     parts: tuple[WrittenFile, ...]
     schema: pa.Schema
@@ -64,7 +65,7 @@ class Ranked:
         """Some columns of a part. Raises `InputError` naming a part that cannot be read."""
         url = storage.join(self.url, self.parts[part].name)
         try:
-            with storage.open_input(url, self.profile) as file:
+            with storage.open_input(url, self.access) as file:
                 return pq.read_table(file, columns=list(dict.fromkeys(names)))
         except (pa.ArrowException, OSError) as error:
             raise InputError(
@@ -72,7 +73,9 @@ class Ranked:
             ) from error
 
 
-def open_ranked(path: str, profile: str | None = None, *, allow_incomplete: bool = False) -> Ranked:
+def open_ranked(
+    path: str, access: StorageConfig = ENVIRONMENT, *, allow_incomplete: bool = False
+) -> Ranked:
     """Find the committed parts of a run.
 
     allow_incomplete: take what is committed of a run that has not finished.
@@ -80,7 +83,7 @@ def open_ranked(path: str, profile: str | None = None, *, allow_incomplete: bool
     Raises `InputError` when there is no run, it is not complete, or its parts are not what was
     committed.
     """
-    store = Store(storage.absolute(path), profile)
+    store = Store(storage.absolute(path), access)
     with storage.reaching(store.url):
         stored = runs.stored_run(store)
         if stored is None:
@@ -105,18 +108,18 @@ def open_ranked(path: str, profile: str | None = None, *, allow_incomplete: bool
     parts = tuple(found[shard].part for shard in sorted(found))
     return Ranked(
         url=store.url,
-        profile=profile,
+        access=access,
         fingerprint=stored["fingerprint"],
         parts=parts,
-        schema=_schema(storage.join(store.url, parts[0].name), profile),
+        schema=_schema(storage.join(store.url, parts[0].name), access),
         columns=read_section(ColumnNames, stored["config"]["input"]["columns"]),
         prefix=stored["config"]["output"]["column_prefix"],
         record={name: stored[name] for name in ("config", "profile")},
     )
 
 
-def _schema(url: str, profile: str | None) -> pa.Schema:
-    with storage.open_input(url, profile) as file:
+def _schema(url: str, access: StorageConfig) -> pa.Schema:
+    with storage.open_input(url, access) as file:
         try:
             return pq.read_schema(file)
         except pa.ArrowException as error:

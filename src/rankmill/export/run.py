@@ -39,6 +39,7 @@ from rankmill.output import fenced, refuse_overlap, refuse_relative, remove_scra
 from rankmill.progress import Listener, Progress
 from rankmill.qrels import Judgements, TableSource, read_judgements
 from rankmill.settings import Setting, read_section
+from rankmill.storage_settings import of_profile
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
@@ -92,7 +93,7 @@ def export(
     sources = [str(ranked), *map(str, agree_runs)]
     if cluster.is_foreign_cluster(compute):
         refuse_relative([*sources, str(output)])
-    store = Store(storage.absolute(str(output)), profile)
+    store = Store(storage.absolute(str(output)), of_profile(profile))
     sources = [storage.absolute(path) for path in sources]
     refuse_overlap(sources, store.url)
     work, others = _prepare(store, config, sources, qrels, allow_incomplete)
@@ -133,9 +134,9 @@ def _prepare(
     """Look at everything that is read: the run that is exported (the first source), and those that
     must agree, which are not indexed yet."""
     ranked, *others = (
-        open_ranked(path, store.profile, allow_incomplete=allow_incomplete) for path in sources
+        open_ranked(path, store.access, allow_incomplete=allow_incomplete) for path in sources
     )
-    judged = None if qrels is None else read_judgements(qrels)
+    judged = None if qrels is None else read_judgements(qrels, store.access)
     label = config.chosen_label if config.is_labeled else None
     identity = {
         "settings": config.model_dump(mode="json") | {"label": label},

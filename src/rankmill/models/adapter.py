@@ -27,6 +27,7 @@ from rankmill.models.locate import (
     locate,
     on_hub,
 )
+from rankmill.storage_settings import StorageConfig
 from rankmill.tokenizer_files import has_vocabulary
 
 CONFIG = "adapter_config.json"
@@ -103,7 +104,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def find_base(name: str, adapter: Place, profile: str | None) -> MergedAdapter:
+def find_base(name: str, adapter: Place, access: StorageConfig) -> MergedAdapter:
     """Read an adapter's configuration and find its base: a hub id, or a folder.
 
     A relative folder is looked for in the adapter's own and beside it.
@@ -116,7 +117,7 @@ def find_base(name: str, adapter: Place, profile: str | None) -> MergedAdapter:
     _refuse_pickled(name, folder)
     named = settings["base_model_name_or_path"]
     try:
-        base = _locate_base(named, settings.get("revision"), adapter, profile)
+        base = _locate_base(named, settings.get("revision"), adapter, access)
         if is_adapter(base.path()):
             raise ModelError(f"{named} is an adapter itself.")
     except (ModelError, ConfigError, InputError) as error:
@@ -165,7 +166,7 @@ def _refuse_pickled(name: str, folder: Path) -> None:
         )
 
 
-def _locate_base(named: str, revision: str | None, adapter: Place, profile: str | None) -> Place:
+def _locate_base(named: str, revision: str | None, adapter: Place, access: StorageConfig) -> Place:
     if isinstance(adapter, HubModel) and storage.is_remote(named):
         # This machine's credentials would be used where a stranger's file says.
         raise ModelError(f"{named} is a URL, in an adapter from the hub.")
@@ -173,11 +174,11 @@ def _locate_base(named: str, revision: str | None, adapter: Place, profile: str 
         own = adapter.folder if isinstance(adapter, LocalFolder) else adapter.url
         for start in (own, posixpath.dirname(own)):
             near = _below(start, named)
-            if near is not None and storage.is_folder(near, profile):
-                return locate(near, None, profile)
+            if near is not None and storage.is_folder(near, access):
+                return locate(near, None, access)
     if "/" not in named and named != EMBEDDED_NAME:  # the hub's oldest models have no owner
         return on_hub(named, revision)
-    return locate(named, revision, profile)
+    return locate(named, revision, access)
 
 
 def _below(start: str, named: str) -> str | None:

@@ -27,12 +27,13 @@ from rankmill.models.folder import (
 from rankmill.models.locate import Place, locate
 from rankmill.models.prompt_sources import token_ids
 from rankmill.models.weights import weight_files, weight_names
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 
-def describe(config: ModelConfig, profile: str | None = None) -> Description:
+def describe(config: ModelConfig, access: StorageConfig = ENVIRONMENT) -> Description:
     """Find a model: `demo`, a local folder, a folder on an object store, or a hub id.
 
-    The folder may be a LoRA adapter's. profile: the AWS profile for an object store.
+    The folder may be a LoRA adapter's. access: how an object store is reached.
 
     Raises `ModelError` when it cannot be found, has no safetensors, asks for code of its own, is
     of an architecture that this version does not score, or is a causal language model of which
@@ -44,15 +45,13 @@ def describe(config: ModelConfig, profile: str | None = None) -> Description:
     license_ = preset.licence if preset is not None else None
     if config.scorer is not None:
         _refuse_settings(config, custom.PLAIN)
-        return custom.describe(
-            name, config.scorer, locate(name, config.revision, profile), license_
-        )
+        return custom.describe(name, config.scorer, locate(name, config.revision, access), license_)
     if preset is not None and not preset.supported and not Path(name).is_dir():
         raise ModelError(f"{name} is not supported in this version: {preset.reason}")
-    place = locate(name, config.revision, profile)
+    place = locate(name, config.revision, access)
     files = place.path()
     if adapter.is_adapter(files):
-        merged = adapter.find_base(name, place, profile)
+        merged = adapter.find_base(name, place, access)
         return _described(config, merged, [merged.base.path(), files], license_)
     return _described(config, place, [files], license_)
 

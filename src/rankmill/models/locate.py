@@ -24,6 +24,7 @@ from rankmill.errors import ConfigError, InputError, ModelError
 from rankmill.models import presets
 from rankmill.models.converted import FILES
 from rankmill.storage import StoredFile
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
 # What makes scores. Pictures, readmes and other formats of the weights do not.
 _DIGESTED = (".json", ".txt", ".model", ".safetensors")
@@ -98,26 +99,27 @@ class HubModel(Place):
 class StoreFolder(Place):
     """A folder of an object store, as it was when it was listed.
 
-    version: over the files' names, sizes and versions. profile: an AWS profile's name.
+    version: over the files' names, sizes and versions. access: how it was reached, for other
+    nodes.
     """
 
     url: str
     version: str
-    profile: str | None
+    access: StorageConfig
 
     def path(self) -> Path:
         """This version's copy in the node's cache. Raises `ModelError` when it cannot be had."""
         return cached(self.url.rpartition("/")[2], f"{self.url}\0{self.version}", self._fetch)
 
     def _fetch(self, folder: Path) -> None:
-        files = _listed(self.url, self.profile)
+        files = _listed(self.url, self.access)
         self._refuse_other(files)
         for name, file in files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with _fetching(self.url):
-                storage.download(file, target, self.profile)
-        self._refuse_other(_listed(self.url, self.profile))
+                storage.download(file, target, self.access)
+        self._refuse_other(_listed(self.url, self.access))
 
     def _refuse_other(self, files: dict[str, StoredFile]) -> None:
         if _version(files) != self.version:
@@ -127,10 +129,10 @@ class StoreFolder(Place):
             )
 
 
-def locate(name: str, revision: str | None = None, profile: str | None = None) -> Place:
+def locate(name: str, revision: str | None = None, access: StorageConfig = ENVIRONMENT) -> Place:
     """Find a model: `demo`, a local folder, an object store's folder, or a hub id.
 
-    revision: of a hub id. profile: the AWS profile for an object store.
+    revision: of a hub id. access: how an object store is reached.
 
     Raises `ModelError` when there is no such model or it cannot be reached.
     """
@@ -139,7 +141,7 @@ def locate(name: str, revision: str | None = None, profile: str | None = None) -
     if storage.is_remote(name):
         with _fetching(name):
             url = storage.absolute(name)
-        return StoreFolder(url, _version(_listed(url, profile)), profile)
+        return StoreFolder(url, _version(_listed(url, access)), access)
     local = storage.absolute(name)
     if os.path.isdir(local):
         return LocalFolder(local)
@@ -215,13 +217,13 @@ def cached(name: str, key: str, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _listed(url: str, profile: str | None) -> dict[str, StoredFile]:
+def _listed(url: str, access: StorageConfig) -> dict[str, StoredFile]:
     """The files of a store's folder that a model needs, by their names below it.
 
     Raises `ModelError` when there is no such folder, it holds no model, or a name leads out of it.
     """
     with _fetching(url):
-        listed = storage.list_files([url], profile)
+        listed = storage.list_files([url], access)
     found = {}
     for file in listed:
         name = "/".join((*file.folders, file.url.rpartition("/")[2]))

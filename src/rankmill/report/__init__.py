@@ -16,6 +16,7 @@ from rankmill.markers import Marker
 from rankmill.report.facts import gather
 from rankmill.report.movers import read_movers
 from rankmill.report.page import render
+from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
@@ -23,14 +24,14 @@ log = logging.getLogger("rankmill")
 __all__ = ["draw_or_warn", "draw_report"]
 
 
-def draw_report(path: str, profile: str | None = None, texts: bool | None = None) -> str:
+def draw_report(path: str, access: StorageConfig = ENVIRONMENT, texts: bool | None = None) -> str:
     """Draw the report of an output, finished or not; the report's URL.
 
     texts: show the documents that moved most; None: as the run's `report.texts` says.
 
     Raises `InputError` when there is no run under the path, or it cannot be read or written.
     """
-    store = Store(storage.absolute(path), profile)
+    store = Store(storage.absolute(path), access)
     with storage.reaching(store.url):
         stored = runs.stored_run(store)
         if stored is None:

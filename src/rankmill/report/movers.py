@@ -52,7 +52,7 @@ def _read_one(store: Store, marker: Marker, move: Move, columns: ColumnNames, pr
     parts = columns.document_parts
     wanted = [columns.query_id, columns.query, columns.doc_id, *parts, f"{prefix}score"]
     try:
-        with storage.open_input(url, store.profile) as file:
+        with storage.open_input(url, store.access) as file:
             there = pq.ParquetFile(file)
             names = [n for n in dict.fromkeys(wanted) if n in there.schema_arrow.names]
             row = there.read(columns=names).slice(move.row, 1).to_pylist()[0]
