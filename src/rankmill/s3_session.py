@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from aiobotocore.awsrequest import AioAWSResponse
     from botocore.awsrequest import AWSPreparedRequest
 
-# Seconds. botocore tries five times (AWS_MAX_ATTEMPTS); its own minute for an endpoint that does
-# not take the connection would make five, and so would its minute without a byte.
+# Seconds, of each attempt (see `s3`). botocore's own are a minute each, so that an endpoint that
+# takes no connection, or says nothing, would cost many.
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 30
 # A body may take its time on a slow line: 2 Mbit/s.
@@ -28,7 +28,7 @@ _SLOWEST_BYTES_A_SECOND = 250_000
 class SilentStore(NoConnection):  # type: ignore[misc]
     """A request was not answered in time. botocore asks again; s3fs, knowing it not, does not.
 
-    As botocore's own `ReadTimeoutError` it would be asked five times five times.
+    As botocore's own `ReadTimeoutError` it would be asked so many times five times.
     """
 
     fmt = '"{endpoint_url}" did not answer within {seconds:.0f} s'
