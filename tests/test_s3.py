@@ -441,7 +441,8 @@ def test_wrong_credentials_for_the_output_alone_are_named(refused, local_run):
 @only_nanio
 def test_an_endpoint_where_nobody_listens_is_named(refused, local_run):
     nobody = f"http://127.0.0.1:{free_port()}"
-    shown = refused("plan", "s3://bucket/one", "s3://bucket/x", AWS_ENDPOINT_URL=nobody)
+    dead = {"AWS_ENDPOINT_URL": nobody, "AWS_MAX_ATTEMPTS": "2"}
+    shown = refused("plan", "s3://bucket/one", "s3://bucket/x", **dead)
     assert "s3://bucket/one cannot be read: Could not connect to the endpoint" in shown
     assert nobody in shown
     assert "AWS_ENDPOINT_URL" in shown
