@@ -38,7 +38,16 @@ import torch
 import rankmill
 from judge_demo_model import Collection
 from rankmill.models.locate import locate
-from students import Lesson, ScoredLists, Student, held_out_loss, keep_layers, train
+from students import (
+    Lesson,
+    ScoredLists,
+    Student,
+    held_out_loss,
+    keep_layers,
+    refuse_other_kinds,
+    refuse_other_lesson,
+    train,
+)
 from train_demo_model import HELD_OUT, SEED, export, make_lists
 
 DOCUMENTS = 7  # of a list: its own text, three from BM25, two from the bi-encoder, one at random
@@ -92,6 +101,7 @@ def train_students(
     for student in students:
         folder = work / "students" / student.name
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_other_lesson(folder, lesson, held_out)
         if not (folder / "start").exists():
             keep_layers(teacher, student.layers, folder / "start")
         train(student, data, folder, lesson)
@@ -169,8 +179,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if not (work / "candidates.parquet").exists():
         make_lists(work, options.packages, options.prose, options.mined)
         write_candidates(work, options.queries, options.held_out)
-    score(work, options.teacher)
     teacher = locate(options.teacher).path()
+    refuse_other_kinds(teacher)
+    score(work, options.teacher)
     students = [
         Student(tuple(int(number) for number in layers.split(",")), loss, options.steps)
         for layers in options.students

@@ -7,6 +7,7 @@ and ends with the weights of one that was not.
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import time
@@ -109,6 +110,34 @@ def list_loss(logits: torch.Tensor, teacher: torch.Tensor, loss: Loss) -> torch.
     if loss == "margin-mse":
         return 2.0 * (error - error.mean()).square().mean()
     return error.square().mean()
+
+
+def refuse_other_kinds(teacher: Path) -> None:
+    """Raise `ConfigError` for a teacher whose pairs `score_pairs` cannot put together."""
+    kind = json.loads((teacher / "config.json").read_text(encoding="utf-8")).get("model_type")
+    missing = [name for name in TOKENIZER_FILES if not (teacher / name).exists()]
+    if kind != "bert" or missing:
+        raise ConfigError(
+            f"The teacher in {teacher} is of the kind {kind}"
+            + (f" and lacks {' and '.join(missing)}." if missing else "."),
+            "Students are made of BERT cross-encoders with a tokenizer.json.",
+        )
+
+
+def refuse_other_lesson(folder: Path, lesson: Lesson, held_out: int) -> None:
+    """Keep what a student is taught by in its folder.
+
+    Raises `ConfigError` where it was begun otherwise.
+    """
+    told = {"learning_rate": lesson.learning_rate, "held_out": held_out}
+    record = folder / "lesson.json"
+    if not record.exists():
+        record.write_text(json.dumps(told))
+    elif (begun := json.loads(record.read_text())) != told:
+        raise ConfigError(
+            f"{folder} was begun with {begun}, now {told} is asked.",
+            "Ask for the same, or remove the folder.",
+        )
 
 
 def keep_layers(teacher: Path, layers: Sequence[int], target: Path) -> None:

@@ -372,6 +372,7 @@ def test_plan_tells_hours_by_the_rate_of_another_run(
     assert told["worker"]["precision"] == manifest["profile"]["precision"]
     shown = plain(rankmill(*paths, *model).out)
     assert "core-hours of scoring" in shown
+    assert "time, estimated see below" in " ".join(shown.split())
 
 
 def test_plan_makes_up_no_rate(rankmill, candidates, finished, tiny_model, tmp_path):
@@ -382,6 +383,12 @@ def test_plan_makes_up_no_rate(rankmill, candidates, finished, tiny_model, tmp_p
     assert (unknown.code, "tells no rate of" in plain(unknown.err)) == (2, True)
     nothing = rankmill(*paths, *bert, "--rates-from", tmp_path)
     assert (nothing.code, "holds no run" in plain(nothing.err)) == (2, True)
+    record = json.loads((finished[0] / "_rankmill/run.json").read_bytes())
+    del record["plan"]["tokens_a_pair"]
+    (tmp_path / "older/_rankmill").mkdir(parents=True)
+    (tmp_path / "older/_rankmill/run.json").write_text(json.dumps(record))
+    older = rankmill(*paths, *bert, "--rates-from", tmp_path / "older")
+    assert (older.code, "earlier version" in " ".join(plain(older.err).split())) == (2, True)
 
 
 def test_plan_shows_no_secret(rankmill, candidates, tiny_model, tmp_path, monkeypatch):

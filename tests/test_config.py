@@ -27,6 +27,14 @@ report:  {texts: false}
 """  # noqa: E501
 
 
+def test_encryption_is_asked_of_s3_alone():
+    settings = SMALL | {"storage.encryption.algorithm": "AES256"}
+    load_config(overrides=settings | {"output.path": "s3://bucket/out"})
+    for path in ("out", "gs://bucket/out"):
+        with pytest.raises(ConfigError, match="is asked of S3 alone"):
+            load_config(overrides=settings | {"output.path": path})
+
+
 def small(**overrides):
     return load_config(overrides=SMALL | {k.replace("__", "."): v for k, v in overrides.items()})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,14 @@ def test_runs_whose_shards_are_cut_elsewhere_are_compared_whole(tmp_path):
     assert [gate.found for gate in found.values()] == [1.0, 0.0]
 
 
+def test_runs_without_a_row_cannot_be_compared(tmp_path):
+    nothing = table(*RANKED).slice(0, 0)
+    previous = run_of(tmp_path / "old", nothing)
+    run_of(tmp_path / "new", nothing)
+    found = measured(tmp_path, min_overlap=0.0, max_score_shift=9.0, previous=previous)
+    assert [(gate.found, gate.passed) for gate in found.values()] == [(None, False)] * 2
+
+
 # Before a run
 
 
@@ -225,6 +234,7 @@ def test_a_failed_gate_keeps_the_parts_and_changed_limits_score_nothing(
     failed = CliRunner().invoke(cli.app, ["rerank", *given, "--json"]).exception
     assert isinstance(failed, GatesFailed)
     assert failed.exit_code == 3
+    assert pickle.loads(pickle.dumps(failed)).manifest == failed.manifest
     assert "max_quarantine_rate: 0.08333, at most 0.01 was asked" in failed.message
     assert pq.read_table(out).num_rows == 11
     assert not (out / "_SUCCESS").exists()

@@ -28,6 +28,7 @@ from rankmill import (
     lookup,
     partitions,
     plan,
+    runs,
     staging_progress,
     storage,
 )
@@ -408,6 +409,13 @@ def test_a_first_start_that_stages_or_plans_says_so_in_its_status(tmp_path: Path
         assert folder in shown
         assert "documents, 1 of 3 files" in shown
     assert "stopped" in told(status_table(read_status(output.url)))
+
+
+def test_an_export_is_no_run_that_is_still_planned(tmp_path: Path) -> None:
+    output = Store(str(tmp_path / "export"))
+    output.write(runs.EXPORT, b"{}")
+    with Lease(output), pytest.raises(InputError, match="There is no run"):
+        read_status(output.url)
 
 
 def told(table: Any) -> str:

@@ -1,15 +1,20 @@
 """Local files: which are listed, how they are written, and when their version changes."""
 
+import asyncio
 import os
 import stat
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, HTTPHeaders
 
-from rankmill import storage
+from rankmill import s3, s3_session, storage
 from rankmill.errors import ConfigError, InputError
+from rankmill.s3_session import CONNECT_TIMEOUT, READ_TIMEOUT, PatientSession
+from rankmill.storage_settings import StorageConfig
 from rankmill.store import Store
 
 STRANGE = ["with space", "日本語", "quote'\"", "hash#1", "per%20cent", "[1]", "a=b", "semi;colon&"]
@@ -33,6 +38,33 @@ def tree(tmp_path):
             return [os.path.relpath(file.url, tmp_path) for file in found]
 
     return Tree()
+
+
+# S3
+
+
+@pytest.mark.parametrize("named", ["Content-Length", "X-Amz-Decoded-Content-Length"])
+def test_a_request_has_time_for_its_body(named, monkeypatch):
+    """Of a PUT over https botocore names the length otherwise, and by bytes."""
+    limits = []
+
+    async def nothing(answer, seconds):
+        answer.close()
+        limits.append(seconds)
+
+    monkeypatch.setattr(s3_session.asyncio, "wait_for", nothing)
+    request = AWSPreparedRequest("PUT", "https://b/k", HTTPHeaders(), None, False)
+    request.headers[named] = b"25000000"
+    asyncio.run(PatientSession().send(request))
+    assert limits == [READ_TIMEOUT + 100 + CONNECT_TIMEOUT]
+
+
+def test_what_the_environment_tells_s3fs_is_joined(monkeypatch):
+    given = {"config_kwargs": {"s3": {"use_accelerate_endpoint": True}, "read_timeout": 7}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", given)
+    config = s3.options(StorageConfig(path_style=True))["config_kwargs"]
+    assert config["s3"] == {"use_accelerate_endpoint": True, "addressing_style": "path"}
+    assert config["read_timeout"] == 7
 
 
 # Paths

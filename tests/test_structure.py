@@ -56,7 +56,7 @@ LAYERS = [
     ["gates"],
     ["completion"],
     ["job"],
-    ["demo", "folds", "nightly"],
+    ["demo", "folds", "nightly", "rates"],
     ["calibrate", "evaluation_tables", "tune"],
     ["capacity_tables", "comparison_tables", "console", "tuning_tables"],
     ["model_tables", "status_tables"],

@@ -127,7 +127,7 @@ def rates(record: Mapping[str, Any], found: Iterable[Marker]) -> list[Rate]:
     gpus = float(record["config"]["compute"]["gpus_per_worker"])
     made = []
     for digest, profile, cost, estimated in zip(
-        digests, stored_profiles(dict(record)), costs, record["plan"].get("tokens_a_pair", [])
+        digests, stored_profiles(dict(record)), costs, record["plan"].get("tokens_a_pair", ())
     ):
         pairs = cost.pairs - cost.reused
         if pairs > 0 and cost.seconds > 0 and estimated > 0:

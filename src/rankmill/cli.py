@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rankmill import console, job, model_tables, status_tables
 from rankmill.calibrate_command import calibrate_command
-from rankmill.capacity_tables import capacity_facts, capacity_tables
+from rankmill.capacity_tables import capacity_tables
 from rankmill.compare_command import compare_command
 from rankmill.config import RunConfig, load_config
 from rankmill.errors import ConfigError, GatesFailed, RankmillError
@@ -24,6 +24,7 @@ from rankmill.nightly import read_date
 from rankmill.nightly_command import nightly_command
 from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
+from rankmill.rates import capacity_facts
 from rankmill.report import draw_report
 from rankmill.settings import Setting, parse_override
 from rankmill.status import read_status

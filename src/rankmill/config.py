@@ -35,7 +35,7 @@ from rankmill.settings import (
     read_section,
     read_yaml,
 )
-from rankmill.storage_settings import StorageConfig
+from rankmill.storage_settings import S3, StorageConfig
 
 CONTRACT_VERSION = 1
 # Settings of a model that its digest or its profile stands for.
@@ -300,6 +300,15 @@ class RunConfig(Section):
         # A store's bulk calls would take the wildcard for one and reach other folders.
         if "://" in self.output.path and re.search(r"[*?\[]", self.output.path):
             raise ValueError("output.path must name one folder, without the characters * ? [")
+        return self
+
+    @model_validator(mode="after")
+    def _encryption_is_asked_of_s3(self) -> Self:
+        scheme, found, _ = self.output.path.partition("://")
+        if self.storage.encryption is not None and (not found or scheme not in S3):
+            raise ValueError(
+                "storage.encryption is asked of S3 alone, and output.path does not lie there"
+            )
         return self
 
     @model_validator(mode="after")

@@ -185,6 +185,10 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
     }
 
 
+def _unknown_time(facts: dict[str, Any]) -> str:
+    return "see below" if facts.get("capacity") else "unknown: give --rate or --rates-from"
+
+
 def _model_facts(ready: Prepared, seconds: float | None) -> list[dict[str, Any]]:
     """What each of several models would do. seconds: of the run, which they share as the committed
     shards did, or before there are any by their operations."""
@@ -222,7 +226,7 @@ def plan_table(facts: dict[str, Any]) -> Table:
         ("model", f"{model['name']} ({model['architecture']}, {model['digest'][:12]})"),
         (
             "time, estimated",
-            "unknown: give --rate or --rates-from" if seconds is None else duration(seconds),
+            _unknown_time(facts) if seconds is None else duration(seconds),
         ),
     ]
     rows += [(f"  {escape(one['label'])}", _model_line(one)) for one in facts["models"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class EncodedPairs:
 
 
 class FastTexts:
-    """The part of a fast tokenizer that makes ids of texts. Pickles, and needs no transformers."""
+    """The part of a fast tokenizer that makes ids of texts. Needs no transformers."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._backend = tokenizer.backend_tokenizer
@@ -53,6 +54,16 @@ class FastTexts:
         backend.encode_special_tokens = self._split_special
         encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    @property
+    def pickles(self) -> bool:
+        """Whether it does: steps that are written in Python (RoFormer's) do not."""
+        backend = self._backend
+        try:
+            pickle.dumps((backend.normalizer, backend.pre_tokenizer, backend.decoder))
+        except Exception:  # noqa: BLE001 - the tokenizers library raises plain ones
+            return False
+        return True
 
     @property
     def largest_id(self) -> int:

@@ -88,9 +88,12 @@ class GatesFailed(RankmillError):
 
     exit_code = 3
 
-    def __init__(self, message: str, remedy: str, manifest: dict[str, Any]) -> None:
+    def __init__(self, message: str, remedy: str | None, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
         super().__init__(message, remedy)
+
+    def __reduce__(self) -> tuple[type[GatesFailed], tuple[str, str | None, dict[str, Any]]]:
+        return GatesFailed, (self.message, self.remedy, self.manifest)
 
 
 class OutputBusy(RankmillError):

@@ -263,9 +263,11 @@ def _with_committed(now: Summary, access: StorageConfig) -> Summary:
         stored = runs.stored_run(Store(now.output, access))
     except (RankmillError, OSError):
         return now
+    if stored is None:
+        return now
     return replace(
         now,
-        run=None if stored is None else stored["fingerprint"],
+        run=stored["fingerprint"],
         shards=found.shards,
         shards_committed=found.committed,
         shards_degraded=len(found.degraded),

@@ -30,6 +30,8 @@ RUN = f"{PRIVATE}/run.json"
 MANIFEST = f"{PRIVATE}/manifest.json"
 REPORT = f"{PRIVATE}/report.html"
 SUCCESS = "_SUCCESS"
+# What names an export, as run.json names a run.
+EXPORT = f"{PRIVATE}/export.json"
 _LIBRARIES = (
     "rankmill",
     "ray",

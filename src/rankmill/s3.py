@@ -30,6 +30,7 @@ def options(access: StorageConfig) -> Options:
 
     What `FSSPEC_S3` gives for an argument that is set here is joined to it: fsspec would drop it.
     """
+    # With aiobotocore, which takes a while and is not needed on disk.
     from rankmill.s3_session import CONNECT_TIMEOUT, READ_TIMEOUT, PatientSession
 
     config: Options = {
@@ -41,7 +42,8 @@ def options(access: StorageConfig) -> Options:
         config["retries"] = {"mode": "legacy", "total_max_attempts": _ATTEMPTS}
     config |= _given("config_kwargs")
     if access.path_style is not None:
-        config["s3"] = {"addressing_style": "path" if access.path_style else "virtual"}
+        style = "path" if access.path_style else "virtual"
+        config["s3"] = {**_mapping(config.get("s3")), "addressing_style": style}
     # Listings must show what other processes have committed a moment ago.
     found: Options = {"use_listings_cache": False, "config_kwargs": config}
     if access.profile is not None:
@@ -63,6 +65,10 @@ def options(access: StorageConfig) -> Options:
 
 def _given(argument: str) -> Options:
     return dict(conf.get("s3", {}).get(argument, {}))
+
+
+def _mapping(given: object) -> Options:
+    return dict(given) if isinstance(given, dict) else {}
 
 
 def _encryption(access: StorageConfig) -> Options:

@@ -44,8 +44,10 @@ class PatientSession(AIOHTTPSession):  # type: ignore[misc]
     async def send(self, request: AWSPreparedRequest) -> AioAWSResponse:
         """Send a request. Raises botocore's errors, and `SilentStore`."""
         patience = self._timeout.sock_read or READ_TIMEOUT
-        length = int(request.headers.get("Content-Length") or 0)
-        seconds = patience + length / _SLOWEST_BYTES_A_SECOND
+        headers = request.headers
+        # Over https botocore sends checksums behind the body, whose length has then another name.
+        length = headers.get("Content-Length") or headers.get("X-Amz-Decoded-Content-Length") or 0
+        seconds = patience + int(length) / _SLOWEST_BYTES_A_SECOND
         try:
             # The connection has a limit of its own; it must be heard first.
             return await asyncio.wait_for(super().send(request), seconds + CONNECT_TIMEOUT)

@@ -87,6 +87,8 @@ def read_status(path: str, access: StorageConfig = ENVIRONMENT, verify: bool = F
 
 def _before_run(store: Store) -> Status | None:
     """Of an output without run.json: whether a first start is under way, or died in its staging."""
+    if store.read(runs.EXPORT) is not None:
+        return None
     running, staging = holder(store) is not None, read_progress(store)
     if staging is None and not running:
         return None

@@ -25,12 +25,10 @@ from fsspec import AbstractFileSystem
 
 from rankmill import s3
 from rankmill.errors import ConfigError, InputError
-from rankmill.storage_settings import ENVIRONMENT, StorageConfig
+from rankmill.storage_settings import ENVIRONMENT, S3, StorageConfig
 
 Infos = dict[str, dict[str, object]]
 
-# The protocols of s3fs.
-S3 = ("s3", "s3a")
 _GLOB = frozenset("*?[")
 _BATCH_ROWS = 2**17
 

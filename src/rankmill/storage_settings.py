@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from rankmill.masking import has_credentials
 from rankmill.settings import Name, Section, read_section
 
+# The protocols of s3fs.
+S3 = ("s3", "s3a")
+
 
 class EncryptionConfig(Section):
     """What S3 is asked to encrypt written objects with, by keys that it holds itself.
@@ -29,8 +32,8 @@ class EncryptionConfig(Section):
 class StorageConfig(Section):
     """How object stores are reached. Credentials come from each node's own environment.
 
-    What is not set here the environment and the profile decide. All but `profile` and these
-    defaults are S3's; other stores are reached as their fsspec implementation is configured.
+    All of it is S3's; other stores are reached as their fsspec implementation is configured. What
+    is not set here the environment and the profile decide.
     """
 
     profile: Name | None = Field(None, description="a profile in the nodes' AWS configuration")

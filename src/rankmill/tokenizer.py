@@ -52,7 +52,7 @@ class PairTokenizer:
         try:
             self.template = probe_template(tokenizer)
             self.fixed_tokens = self.template.special
-            self.travels = isinstance(self._texts, FastTexts)
+            self.travels = isinstance(self._texts, FastTexts) and self._texts.pickles
         except NoTemplate as reason:
             self.own_pairs = OwnPairs(tokenizer, rules)
             self.template = self.own_pairs.template

@@ -59,7 +59,7 @@ class Comparison:
     def settings(self) -> dict[str, tuple[str, str]]:
         """What the runs were told and found differently, without credentials: both values by name.
 
-        Where a run lies is left out.
+        Where a run lies, and how that is reached, is left out.
         """
         a, b = (
             {one.name: one.value for one in settings(run.record["config"])}
@@ -69,7 +69,9 @@ class Comparison:
         return {
             name: (a.get(name, "none"), b.get(name, "none"))
             for name in dict.fromkeys((*a, *b))
-            if a.get(name) != b.get(name) and name != "output.path"
+            if a.get(name) != b.get(name)
+            and name != "output.path"
+            and not name.startswith("storage.")
         }
 
     def to_json(self) -> dict[str, object]:
@@ -222,7 +224,7 @@ def _by_tasks(work: _Work, map_shared: MapShared, listener: Listener | None = No
     one, other = (
         index(run, map_shared(query_hashes, run, range(len(run.parts)))) for run in work.runs
     )
-    pieces = list(_pieces(one, other))
+    pieces = list(_pieces(one, other)) or [_Piece((), ())]
     found = map_shared(_compare_piece, work, pieces)
     return changes.add(_followed(found, len(pieces), work.rows, listener), work.most)
 

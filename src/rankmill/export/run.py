@@ -44,7 +44,6 @@ from rankmill.store import Store
 
 log = logging.getLogger("rankmill")
 
-EXPORT = f"{PRIVATE}/export.json"
 REPORT = f"{PRIVATE}/report.json"
 _FILE = re.compile(r"part-\d{5,}\.(parquet|trec)")
 
@@ -171,7 +170,7 @@ def _look(work: Work, overwrite: bool) -> dict[str, Any] | None:
     store = work.store
     with storage.reaching(store.url):
         names = store.sizes()
-        stored, report = store.read(EXPORT), store.read(REPORT)
+        stored, report = store.read(runs.EXPORT), store.read(REPORT)
         is_run = store.read(runs.RUN) is not None
     visible = [name for name in names if not name.startswith(("_", "."))]
     foreign = [name for name in visible if is_run or not _FILE.fullmatch(name)]
@@ -206,10 +205,10 @@ def _begin(work: Work, lease: Lease, overwrite: bool) -> Work:
         _look(work, overwrite)
         store.delete([runs.SUCCESS, REPORT])
         # Before the old files go: from here on no task of another export can write one again.
-        store.write(EXPORT, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        store.write(runs.EXPORT, json.dumps(record, indent=1, ensure_ascii=False).encode())
         store.delete([name for name in store.sizes() if _FILE.fullmatch(name)])
         remove_scraps(store)
-        return replace(work, store=fenced(store, EXPORT))
+        return replace(work, store=fenced(store, runs.EXPORT))
 
 
 def _finish(work: Work, lease: Lease, counts: Counts, seconds: float) -> ExportResult:
