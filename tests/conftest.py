@@ -135,3 +135,14 @@ def write_pairs(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Training of tiny models loses time to more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

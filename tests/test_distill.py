@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -25,19 +25,11 @@ import distill
 import students
 from students import Lesson, ScoredLists, Student
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LISTS, HELD_OUT = 24, 4
 LESSON = Lesson(learning_rate=3e-3, every=4)
 WORDS = ["heat", "slip", "flow", "shear", "plate", "query", "rank", "list", "shard", "score"]
 DOCUMENTS = [f"{first} of {second}" for first, second in combinations(WORDS, 2)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose time to more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

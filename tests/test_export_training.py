@@ -7,18 +7,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import ray
-import torch
 
 import rankmill
 from ranked_runs import candidates, commit_run, ranked_part
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
 QUERIES, STEPS = 16, 60
 # What a query's candidates say, from the best to the worst, and how a teacher scores that.
@@ -39,15 +39,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     half = len(ANSWERS) * QUERIES // 2
     parts = [ranked_part(table.slice(0, half)), ranked_part(table.slice(half))]
     return commit_run(tmp_path_factory.mktemp("run"), parts)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose time to more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

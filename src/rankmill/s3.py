@@ -10,7 +10,7 @@ import os
 
 from fsspec.config import conf
 
-from rankmill.storage_settings import StorageConfig
+from rankmill.storage_settings import EncryptionConfig, StorageConfig
 
 Options = dict[str, object]
 
@@ -43,7 +43,8 @@ def options(access: StorageConfig) -> Options:
     config |= _given("config_kwargs")
     if access.path_style is not None:
         style = "path" if access.path_style else "virtual"
-        config["s3"] = {**_mapping(config.get("s3")), "addressing_style": style}
+        given = config.get("s3")
+        config["s3"] = {**(given if isinstance(given, dict) else {}), "addressing_style": style}
     # Listings must show what other processes have committed a moment ago.
     found: Options = {"use_listings_cache": False, "config_kwargs": config}
     if access.profile is not None:
@@ -59,7 +60,9 @@ def options(access: StorageConfig) -> Options:
     if client:
         found["client_kwargs"] = client
     if access.encryption is not None:
-        found["s3_additional_kwargs"] = _given("s3_additional_kwargs") | _encryption(access)
+        found["s3_additional_kwargs"] = _given("s3_additional_kwargs") | _encryption(
+            access.encryption
+        )
     return found
 
 
@@ -67,13 +70,8 @@ def _given(argument: str) -> Options:
     return dict(conf.get("s3", {}).get(argument, {}))
 
 
-def _mapping(given: object) -> Options:
-    return dict(given) if isinstance(given, dict) else {}
-
-
-def _encryption(access: StorageConfig) -> Options:
-    assert access.encryption is not None, "asked only where there is one"
-    found: Options = {"ServerSideEncryption": access.encryption.algorithm}
-    if access.encryption.key_id is not None:
-        found["SSEKMSKeyId"] = access.encryption.key_id
+def _encryption(asked: EncryptionConfig) -> Options:
+    found: Options = {"ServerSideEncryption": asked.algorithm}
+    if asked.key_id is not None:
+        found["SSEKMSKeyId"] = asked.key_id
     return found
