@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rankmill import listing
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.errors import InputError
 from rankmill.source import open_source
@@ -358,6 +359,22 @@ def test_batches_are_no_longer_than_asked(write, open_at):
     write(pa.concat_tables([RICH] * 4), row_group_size=5)
     source = open_at()
     assert [t.num_rows for t in source.batches(source.row_groups[0], rows=2)] == [2, 2, 1]
+
+
+def test_a_footer_is_read_once_for_all_row_groups_and_again_for_another_file(
+    write, open_at, monkeypatch
+):
+    read_of = []
+
+    def counted(file, access):
+        read_of.append(file.version)
+        return listing.read_footer(file, access)
+
+    monkeypatch.setattr("rankmill.source.read_footer", counted)
+    for documents in (["x", "y", "z"], ["x", "y", "longer"]):
+        write(PAIRS | {"document": documents}, row_group_size=1)
+        assert read(open_at())["document"].to_pylist() == documents
+    assert len(read_of) == len(set(read_of)) == 2
 
 
 def test_only_the_columns_asked_for_are_read_in_that_order(write, open_at):

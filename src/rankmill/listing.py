@@ -99,7 +99,7 @@ def list_tables(paths: Sequence[str], access: StorageConfig = ENVIRONMENT) -> Li
     """
     files = storage.list_files(paths, access)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda file: _footer(file, access), files))
+        footers = list(pool.map(lambda file: read_footer(file, access), files))
     partition_schema, partitions = _partitions([file.folders for file in files])
     schemas = [(f.url, footer.schema.to_arrow_schema()) for f, footer in zip(files, footers)]
     table_schema = schema.unify(schemas)
@@ -117,7 +117,11 @@ def list_tables(paths: Sequence[str], access: StorageConfig = ENVIRONMENT) -> Li
     )
 
 
-def _footer(file: StoredFile, access: StorageConfig) -> pq.FileMetaData:
+def read_footer(file: StoredFile, access: StorageConfig) -> pq.FileMetaData:
+    """What a Parquet file says of itself.
+
+    Raises `InputError` naming the file when it is not Parquet, encrypted, or cannot be read.
+    """
     try:
         with storage.open_input(file.url, access, file.size) as handle:
             return pq.read_metadata(handle)

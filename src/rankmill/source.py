@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.types as pat
 from rankmill import schema, storage
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.errors import InputError
-from rankmill.listing import Listing, RowGroup, list_tables
+from rankmill.listing import Listing, RowGroup, list_tables, read_footer
 from rankmill.storage import StoredFile
 from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
@@ -49,10 +50,12 @@ class Table:
         names = list(self.table_schema.names if columns is None else columns)
         fixed = dict(self.partitions[group.file])
         remote = storage.is_remote(file.url)
+        footer = _kept_footer(file, self.access)
         try:
-            with storage.open_input(file.url, self.access) as handle:
+            with storage.open_input(file.url, self.access, file.size) as handle:
                 parquet = pq.ParquetFile(
                     handle,
+                    metadata=footer,
                     # Far away, few large requests; here, never a whole column chunk in memory.
                     pre_buffer=remote,
                     buffer_size=0 if remote else _READ_BYTES,
@@ -212,6 +215,12 @@ def table_of(
         "table_schema": listing.table_schema,
         "access": access,
     }
+
+
+@lru_cache(maxsize=4)
+def _kept_footer(file: StoredFile, access: StorageConfig) -> pq.FileMetaData:
+    """The footers read last: that of thousands of row groups takes longer than one of them."""
+    return read_footer(file, access)
 
 
 def _broken_columns(parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> list[str]:
