@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset13 as ops
+
+from rankmill.models.openvino_runtime import openvino as ov
+
+ops = ov.opset13
 
 _SIZE = 2048
 _ROUNDS = 7

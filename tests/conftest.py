@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny_models
+from rankmill import local_cluster
 from rankmill.models import locate
 
 # No test may reach for a hub: neither this process, which has read the variable by now, nor those
@@ -75,16 +76,19 @@ def free_model(tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPa
 def ray_cluster() -> Iterator[None]:
     """The cluster that all ordinary tests share; runs inside a test use it as it is."""
     import ray
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader
 
-    ray.init(
-        address="local",  # not whatever cluster the machine has
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-        logging_level="error",
-        _system_config={"metrics_report_interval_ms": 2_000},
-    )
+    with local_cluster.on_loopback(ray_constants, AuthenticationTokenLoader.instance()):
+        ray.init(
+            address="local",  # not whatever cluster the machine has
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+            logging_level="error",
+            _system_config={"metrics_report_interval_ms": 2_000},
+        )
     yield
     ray.shutdown()
 

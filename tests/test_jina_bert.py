@@ -337,7 +337,7 @@ def test_the_tiny_folder_loads_with_its_tokenizer(tiny_model):
 
 @pytest.mark.parametrize("max_scores", [4000, None], ids=["in blocks", "in one block"])
 def test_converted_to_openvino_it_gives_the_same_states_at_any_shape(max_scores):
-    openvino = pytest.importorskip("openvino")
+    openvino = pytest.importorskip("rankmill.models.openvino_runtime").openvino
     model = classifier(small(12), max_scores=max_scores)
     names = ["input_ids", "token_type_ids", "attention_mask"]
     example = dict(zip(names, pairs([7, 20])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from rankmill.scorer import score_pairs
 from rankmill.tokens import PairRules, TokenBatch
 from reference import Reference
 
-pytest.importorskip("openvino")
+pytest.importorskip("rankmill.models.openvino_runtime")
 
 KINDS = [
     "bert",
@@ -205,6 +206,36 @@ def test_a_batch_that_does_not_fit_is_a_memory_error_and_the_same_as_before_fits
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(entry)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("a batch of (4000, 128) does not fit True\n", "")
+
+
+# Telemetry
+
+
+# A notebook that has imported OpenVINO itself; what would be sent is gathered instead.
+IMPORTED_BEFORE = """
+import json, sys
+import openvino
+from openvino_telemetry.utils.sender import TelemetrySender
+sent = []
+TelemetrySender.send = lambda sender, backend, message: sent.append(message)
+from rankmill.config import ModelConfig
+from rankmill.models.describe import describe
+from rankmill.profile import Profile
+
+folder, profile = sys.argv[1:]
+describe(ModelConfig(name=folder)).load(Profile.from_json(json.loads(profile)))
+TelemetrySender().send(None, "somebody else's")
+print(sent)
+"""
+
+
+def test_a_conversion_sends_nothing_even_where_openvino_was_imported_before(tiny_model, tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    given = [tiny_model("bert"), json.dumps(profile().to_json())]
+    command = [sys.executable, "-c", IMPORTED_BEFORE, *given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('["somebody else\'s"]\n', "")
+    assert list((tmp_path / "rankmill/openvino").iterdir()), "it was converted here"
 
 
 # The cache

@@ -70,7 +70,7 @@ def described(folder: str | Path) -> Any:
 
 def read_kinds(graph: Path) -> Counter[str]:
     """How many operations of each kind a graph has, and how many constants of int8."""
-    import openvino
+    from rankmill.models.openvino_runtime import openvino
 
     operations = openvino.Core().read_model(graph).get_ops()
     found = Counter(one.get_type_name() for one in operations)

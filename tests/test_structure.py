@@ -186,6 +186,12 @@ def test_nncf_which_is_an_extra_stays_in_one_module():
     ) == (set())
 
 
+def test_openvino_is_imported_in_one_place_which_leaves_its_telemetry_out():
+    ours = [*MODULES, *(path for at in ("benchmarks", "jobs") for path in (ROOT / at).glob("*.py"))]
+    found = {path.stem for path in ours if "openvino" in packages(imports(tree_of(path)))}
+    assert found == {"openvino_runtime"}
+
+
 def loaded_by(statement):
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +59,8 @@ class FastTexts:
         """Whether it does: steps that are written in Python (RoFormer's) do not."""
         backend = self._backend
         try:
-            pickle.dumps((backend.normalizer, backend.pre_tokenizer, backend.decoder))
+            for step in (backend.normalizer, backend.pre_tokenizer, backend.decoder):
+                step.__getstate__()
         except Exception:  # noqa: BLE001 - the tokenizers library raises plain ones
             return False
         return True

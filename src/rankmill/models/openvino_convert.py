@@ -26,7 +26,7 @@ from rankmill.models import ScorerModel
 from rankmill.models.classifiers import Classifier
 from rankmill.models.converted import BODY, HEAD, Check
 from rankmill.models.openvino_encoder import OpenVinoEncoder
-from rankmill.models.openvino_runtime import openvino
+from rankmill.models.openvino_runtime import nothing_sent, openvino
 from rankmill.profile import Profile
 from rankmill.tokens import TokenBatch
 
@@ -76,7 +76,7 @@ def convert(model: Classifier, target: Path, batch: TokenBatch) -> None:
 
 def _write(module: nn.Module, inputs: dict[str, torch.Tensor], file: Path) -> None:
     try:
-        with without_noise(), _root_logger_kept(), warnings.catch_warnings():
+        with without_noise(), nothing_sent(), _root_logger_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a trace takes for fixed: the check will tell
             graph = openvino.convert_model(module.eval(), example_input=inputs)
     except Exception as error:  # torch's tracer and OpenVINO's front end raise what they like

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rankmill.models.openvino_runtime import openvino, without_telemetry
+from rankmill.models.openvino_runtime import nothing_sent, openvino, without_telemetry
 from rankmill.tokens import TokenBatch
 
 
@@ -34,7 +34,7 @@ def quantize(graph: Path, target: Path, batches: Sequence[TokenBatch]) -> None:
     body = openvino.Core().read_model(graph)
     names = {name for one in body.inputs for name in one.get_names()}
     inputs = [{k: v for k, v in _inputs(batch).items() if k in names} for batch in batches]
-    with _quiet():
+    with _quiet(), nothing_sent():
         quantized = nncf.quantize(
             body,
             nncf.Dataset(inputs),
