@@ -14,8 +14,8 @@ import json
 import sys
 from dataclasses import asdict
 
-from rankmill.benchmarks import BENCHMARKS, prepare
 from rankmill.errors import RankmillError
+from rankmill.recipes import BENCHMARKS, prepare
 
 
 def main() -> None:

@@ -18,13 +18,13 @@ from rankmill.config import RunConfig, load_config
 from rankmill.errors import ConfigError, GatesFailed, RankmillError
 from rankmill.evaluate_command import evaluate_command
 from rankmill.export_command import export_command
+from rankmill.forecast import capacity_facts
 from rankmill.masking import has_credentials
 from rankmill.models.presets import presets
 from rankmill.nightly import read_date
 from rankmill.nightly_command import nightly_command
 from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
-from rankmill.rates import capacity_facts
 from rankmill.report import draw_report
 from rankmill.settings import Setting, parse_override
 from rankmill.status import read_status

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rankmill import storage
-from rankmill.benchmarks.files import find, text_of
-from rankmill.benchmarks.table import Candidate, CandidateList, without_order
 from rankmill.errors import InputError
+from rankmill.recipes.files import find, text_of
+from rankmill.recipes.table import Candidate, CandidateList, without_order
 
 _COLUMNS = ["q_id", "question", "passage_row_id", "label", "title", "text"]
 

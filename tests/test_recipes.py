@@ -1,6 +1,6 @@
 """The field's benchmarks: local copies in their public layouts become candidates and judgements.
 
-Every file here is made up; the layouts are those that `rankmill.benchmarks` describes.
+Every file here is made up; the layouts are those that `rankmill.recipes` describes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import rankmill
-from rankmill.benchmarks import BENCHMARKS, prepare, table
-from rankmill.benchmarks.first_stage import Lexical, bigrams, words
 from rankmill.errors import ConfigError, InputError
 from rankmill.models import presets
+from rankmill.recipes import BENCHMARKS, prepare, table
+from rankmill.recipes.first_stage import Lexical, bigrams, words
 
 ROOT = Path(__file__).parents[1]
 

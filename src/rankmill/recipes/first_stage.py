@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from rankmill.benchmarks.files import text_lines
 from rankmill.errors import ConfigError, InputError
+from rankmill.recipes.files import text_lines
 
 # Document ids with the first stage's scores, best first.
 Ranking = list[tuple[str, float]]

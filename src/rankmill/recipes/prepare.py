@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankmill import storage
-from rankmill.benchmarks import beir, jacwir, jqara, jsquad, llamaindex, miracl
-from rankmill.benchmarks.table import CandidateList, Prepared, write
 from rankmill.errors import ConfigError
+from rankmill.recipes import beir, jacwir, jqara, jsquad, llamaindex, miracl
+from rankmill.recipes.table import CandidateList, Prepared, write
 
 
 class Choices(NamedTuple):

@@ -1,4 +1,4 @@
-"""The field's benchmarks as candidate tables: a local copy in its public layout in, Parquet out.
+"""Recipes for the field's benchmarks: a local copy in its public layout in, candidate tables out.
 
 jqara, jacwir, jsquad, miracl, beir, llamaindex   a benchmark each: what its files hold, who says so
 files         JSON lines, JSON and Parquet, read some at a time, faults named
@@ -11,7 +11,7 @@ A list is in memory at a time, and of a collection what BM25 needs to search it;
 made elsewhere needs some bytes a candidate. Nothing here reaches for a hub.
 """
 
-from rankmill.benchmarks.prepare import BENCHMARKS, prepare
-from rankmill.benchmarks.table import Prepared
+from rankmill.recipes.prepare import BENCHMARKS, prepare
+from rankmill.recipes.table import Prepared
 
 __all__ = ["BENCHMARKS", "Prepared", "prepare"]

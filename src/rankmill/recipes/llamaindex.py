@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from rankmill.benchmarks.files import find_one, ids_of, read_json, text_of
-from rankmill.benchmarks.first_stage import rank
-from rankmill.benchmarks.table import Candidate, CandidateList
 from rankmill.errors import InputError
+from rankmill.recipes.files import find_one, ids_of, read_json, text_of
+from rankmill.recipes.first_stage import rank
+from rankmill.recipes.table import Candidate, CandidateList
 
 
 def read(source: str, depth: int, run: str | None) -> Iterator[CandidateList]:

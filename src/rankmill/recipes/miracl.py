@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankmill.benchmarks.documents import Document, Documents
-from rankmill.benchmarks.files import find, find_one, json_lines, text_lines, text_of
-from rankmill.benchmarks.first_stage import Ranking, read_run
-from rankmill.benchmarks.judged import judgements_of
-from rankmill.benchmarks.table import Candidate, CandidateList, without_order
 from rankmill.errors import InputError
+from rankmill.recipes.documents import Document, Documents
+from rankmill.recipes.files import find, find_one, json_lines, text_lines, text_of
+from rankmill.recipes.first_stage import Ranking, read_run
+from rankmill.recipes.judged import judgements_of
+from rankmill.recipes.table import Candidate, CandidateList, without_order
 
 
 def read(source: str, split: str, depth: int, run: str | None) -> Iterator[CandidateList]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from rankmill.benchmarks.documents import Document
-from rankmill.benchmarks.files import find_one, read_json, text_of
-from rankmill.benchmarks.first_stage import Lexical, bigrams
-from rankmill.benchmarks.table import Candidate, CandidateList
 from rankmill.errors import InputError
+from rankmill.recipes.documents import Document
+from rankmill.recipes.files import find_one, read_json, text_of
+from rankmill.recipes.first_stage import Lexical, bigrams
+from rankmill.recipes.table import Candidate, CandidateList
 
 _SEPARATOR = " [SEP] "
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankmill.benchmarks.documents import Document, Documents
-from rankmill.benchmarks.files import find, ids_of, parquet_rows, text_of
-from rankmill.benchmarks.table import Candidate, CandidateList, without_order
 from rankmill.errors import InputError
+from rankmill.recipes.documents import Document, Documents
+from rankmill.recipes.files import find, ids_of, parquet_rows, text_of
+from rankmill.recipes.table import Candidate, CandidateList, without_order
 
 
 def read(source: str) -> Iterator[CandidateList]:
