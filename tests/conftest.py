@@ -25,6 +25,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Idle workers stay for the next run: most of a small run is waiting for processes to start.
 os.environ.setdefault("RAY_num_workers_soft_limit", "6")
+# Ray takes 127.0.0.1 for this machine's other address, unless it is told that there is no other.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # Ray's workers find what stands beside the tests: scorers of one's own.
 _BESIDE = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _BESIDE))
