@@ -166,6 +166,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--judge", action="store_true", help="judge teacher and students")
     parser.add_argument("--collection", type=Path, help="judged beside the demo's questions")
+    parser.add_argument("--depth", type=int, default=50, help="BM25's best that are judged")
     parser.add_argument("--speed", action="store_true", help="measure teacher and students")
     parser.add_argument("--export", type=Path, nargs=2, metavar=("TRAINED", "TARGET"))
     options = parser.parse_args(None if arguments is None else list(arguments))
@@ -196,14 +197,17 @@ def main(arguments: Iterable[str] | None = None) -> None:
         if options.judge:
             layers = ",".join(map(str, student.layers))
             models[f"{layers} untrained"] = str(folder / "start")
-    collections = {"demo": Collection(None)} if options.judge or options.speed else {}
     if options.speed:
-        pairs = collections["demo"].pairs()[::20]
-        for name, rate in measure_speed(models, pairs).items():
+        for name, rate in measure_speed(models, Collection(None).pairs()[::20]).items():
             print(f"{name}: {rate:.0f} pairs/s", flush=True)
     if options.judge:
+        folders: dict[str, Path | None] = {"demo": None}
         if options.collection:
-            collections[options.collection.name] = Collection(options.collection)
+            folders[options.collection.name] = options.collection
+        collections = {
+            f"{name}, {options.depth} best": Collection(folder, options.depth)
+            for name, folder in folders.items()
+        }
         judge(work, models, collections)
 
 

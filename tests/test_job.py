@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rankmill.config import load_config
 from rankmill.errors import ConfigError, InputError, OutputError, RunFailed
 from rankmill.job import RunResult, rerank
 from rankmill.prepared import prepare
+from rankmill.progress import Progress
 from rankmill.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -347,6 +349,27 @@ def test_a_damaged_part_that_cannot_be_computed_again_is_no_success(
     assert list(markers.read_markers(Store(str(job.folder / "out")))) == [0]
     report = (job.folder / "out" / "_rankmill" / "report.html").read_text()
     assert "1 of 2 shards are committed" in report
+
+
+def test_an_output_that_takes_no_more_files_ends_the_run_in_words(
+    job: Job, write_pairs: Write, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 6)
+    path = write_pairs(make_pairs(10, 6))
+    temporary = job.folder / "out/_rankmill/tmp"
+
+    def fill(progress: Progress) -> None:
+        """As a full disk does, it lets nothing be written from now on."""
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+            temporary.write_bytes(b"")
+
+    with pytest.raises(RunFailed, match=r"out cannot be written to any more: .*tmp") as refused:
+        rerank(job.config(path), listener=fill)
+    assert "the same command resumes" in str(refused.value)
+    assert "Traceback" not in "".join(capfd.readouterr())
+    temporary.unlink()
+    assert job.run(path)[1].num_rows == 60
 
 
 def test_the_order_of_the_inputs_names_the_run(job: Job, write_pairs: Write) -> None:

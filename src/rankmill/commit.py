@@ -23,6 +23,7 @@ from ray.data.datasource import Datasink
 from rankmill import calibration, fusion, markers, outcome, rank, schema, score_files, summary
 from rankmill.calibration import Curve
 from rankmill.envelope import Envelope, Scored
+from rankmill.errors import RunFailed
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, ModelCost, WrittenFile
 from rankmill.outcome import Outcome
 from rankmill.rank_settings import FuseConfig
@@ -81,7 +82,7 @@ class ShardSink(Datasink[int]):
     def _commit(self, envelope: Envelope) -> None:
         """Commit, again if the store fails; a shard that cannot be written leaves a note.
 
-        Raises `OSError` when not even that can be written: then the output is out of reach.
+        Raises `RunFailed` when not even that can be written: then the output is out of reach.
         """
         for attempt in range(_WRITE_ATTEMPTS):
             try:
@@ -91,7 +92,13 @@ class ShardSink(Datasink[int]):
                 why = f"its files cannot be written: {error}"
                 if attempt + 1 < _WRITE_ATTEMPTS:
                     time.sleep(2**attempt)
-        commit_shard(envelope.failed(why), self._settings)
+        try:
+            commit_shard(envelope.failed(why), self._settings)
+        except OSError as error:
+            raise RunFailed(
+                f"{self._settings.store.url} cannot be written to any more: {error}.",
+                "What is committed stays. Once it can be, the same command resumes.",
+            ) from error
 
 
 def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:

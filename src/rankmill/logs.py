@@ -45,6 +45,16 @@ def are_json() -> bool:
     return any(isinstance(handler.formatter, JsonLines) for handler in log.handlers)
 
 
+def hush_ray_data() -> None:
+    """Of Ray Data's own messages errors alone; a run says by itself what ended it.
+
+    The second logger prints what a task raised, with every call of Ray's own on the way.
+    """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    executor = "ray.data._internal.execution.streaming_executor_state"
+    logging.getLogger(executor).setLevel(logging.CRITICAL)
+
+
 def name_run(fingerprint: str) -> None:
     """From now on every message of this process is about a run, until another is named."""
     log.filters = [one for one in log.filters if not isinstance(one, _OfRun)]

@@ -10,7 +10,6 @@ CPU so that Ray never fuses them, and the pool always leaves room for the other 
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -245,6 +244,8 @@ def _run_failed(error: RayError) -> RunFailed:
     if ours:
         message, _, remedy = ours[-1].partition("\n")
         return RunFailed(message, remedy or None)
+    if isinstance(error, RayTaskError):  # nobody foresaw it: who reports it needs where it was
+        logs.log.error("%s", error)
     return RunFailed(
         f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
         "What is committed stays; the same command resumes.",
@@ -262,7 +263,7 @@ def run_context() -> DataContext:
     context.max_consecutive_actor_init_deaths = 3
     # A shard of a slow model may take longer than Ray's half hour; batches are bounded instead.
     context.execution_no_progress_timeout_s = -1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logs.hush_ray_data()
     return context
 
 
