@@ -48,11 +48,11 @@ def are_json() -> bool:
 def hush_ray_data() -> None:
     """Of Ray Data's own messages errors alone; a run says by itself what ended it.
 
-    The second logger prints what a task raised, with every call of Ray's own on the way.
+    Two of its loggers print what a task raised, with every call of Ray's own on the way.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    executor = "ray.data._internal.execution.streaming_executor_state"
-    logging.getLogger(executor).setLevel(logging.CRITICAL)
+    for name in ("_internal.execution.streaming_executor_state", "exceptions"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
 
 
 def name_run(fingerprint: str) -> None:
