@@ -286,7 +286,14 @@ def test_streams_into_a_node_are_its_rows() -> None:
 
 @pytest.mark.parametrize(
     ("part", "shown"),
-    [(0, "0 %"), (1, "under 0.1 %"), (12_345, "1.2 %"), (999_999, "over 99.9 %")],
+    [
+        (0, "0 %"),
+        (1, "under 0.1 %"),
+        (54_600, "5.5 %"),
+        (945_400, "94.5 %"),
+        (120_000, "12 %"),
+        (999_999, "over 99.9 %"),
+    ],
 )
 def test_a_share_is_never_rounded_to_nothing_or_to_all(part: int, shown: str) -> None:
     assert percent(part, 1_000_000) == shown

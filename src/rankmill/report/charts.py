@@ -195,7 +195,7 @@ def draw_correlations(counts: Sequence[int], label: str) -> Markup:
             ],
         )
         drawn.axes.set(xlabel="correlation of both orders", ylabel="queries", xlim=(-1.03, 1.03))
-        drawn.axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
+        drawn.axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−0.5", "0", "0.5", "1"])
         whole_numbers(drawn)
         return drawn.svg(label)
 
@@ -283,15 +283,15 @@ def draw_shares(bars: Sequence[tuple[str, Sequence[tuple[str, float, str]]]]) ->
 def draw_lines(
     name: str, sizes: Mapping[str, float], tell: Callable[[float], str], colour: str
 ) -> Markup | None:
-    """A horizontal bar a name, with its size in words behind it."""
+    """A horizontal bar a name, as long as its share of all, with its size in words behind it."""
     if not sizes:
         return None
-    whole, longest = sum(sizes.values()), max(sizes.values())
+    whole = sum(sizes.values())
     with drawing(name, height=24 + 34 * len(sizes)) as drawn:
         for line, (label, size) in enumerate(sizes.items()):
             shown = printable(label, 60)
             drawn.axes.barh(line, 1.0, 0.34, color=LINE, alpha=0.6)
-            bar = drawn.axes.barh(line, size / longest, 0.34, color=colour)
+            bar = drawn.axes.barh(line, size / max(whole, 1e-9), 0.34, color=colour)
             told = tell(size)
             drawn.tell_each(list(bar), [f"{shown}: {told}, {percent(size, whole)}"])
             drawn.axes.text(0, line - 0.24, shown, color=INK, va="bottom")

@@ -170,7 +170,7 @@ def _ribbon(
 
 
 def percent(part: float, whole: float) -> str:
-    """`12 %`, `1.2 %`, `under 0.1 %`; never 0 or 100 for what is not."""
+    """`12 %`, `1.2 %` and its rest `98.8 %`, `under 0.1 %`; never 0 or 100 for what is not."""
     if not whole:
         return "0 %"
     share = 100 * part / whole
@@ -180,4 +180,4 @@ def percent(part: float, whole: float) -> str:
         return "under 0.1 %"
     if share > 99.9:
         return "over 99.9 %"
-    return f"{share:.1f} %" if share < 10 or share > 99 else f"{share:.0f} %"
+    return f"{share:.1f} %" if share < 10 or share > 90 else f"{share:.0f} %"
