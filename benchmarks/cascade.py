@@ -1,15 +1,15 @@
 """A cascade beside its dear model alone: time and nDCG@10, whole jobs on one cluster.
 
     python benchmarks/cascade.py COLLECTION [--queries 75] [--depth 50] [--keep 5]
-        [--cheap-length 64] [--model demo] [--save NAME]
+        [--cheap-length 64] [--model demo] [--cheap-model MODEL] [--save NAME]
 
 COLLECTION holds candidates.parquet (query_id, query, doc_id, title, text, bm25_rank) and
-qrels.parquet. A seeded draw of its queries is ranked by `stages:` (the model at --cheap-length
-tokens for all pairs, at 512 for the best --keep), and by the model at 512 tokens alone. Each way
-ranks one query first, which tells what a job costs before it scores. Prints seconds and processor
-seconds (of all processes of the cluster, which other work on the machine moves little) of the
-whole job and less that cost, the metrics, and the paired interval of their difference. --save keeps
-them in figures/NAME.json.
+qrels.parquet. A seeded draw of its queries is ranked by `stages:` (the cheap model, which is the
+model itself unless one is named, at --cheap-length tokens for all pairs, the model at 512 for the
+best --keep), and by the model at 512 tokens alone. Each way ranks one query first, which tells what
+a job costs before it scores. Prints seconds and processor seconds (of all processes of the cluster,
+which other work on the machine moves little) of the whole job and less that cost, the metrics, and
+the paired interval of their difference. --save keeps them in figures/NAME.json.
 """
 
 from __future__ import annotations
@@ -114,10 +114,12 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=5)
     parser.add_argument("--cheap-length", type=int, default=64)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--cheap-model", help="a student of the model's, for example")
     parser.add_argument("--save")
     asked = parser.parse_args()
     dear: dict[str, Setting] = {"name": asked.model, "max_length": 512}
     cheap = dear | {"max_length": asked.cheap_length, "keep": asked.keep}
+    cheap["name"] = asked.cheap_model or asked.model
     ways: dict[str, dict[str, Setting]] = {
         "cascade": {"stages": [cheap, dear]},
         "dear alone": {"model": dear},
