@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,60 +26,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from machine import describe_machine
+from processor_time import ProcessorTime
 from rankmill import cluster, evaluate, job, storage
 from rankmill.config import ComputeConfig, load_config
 from rankmill.settings import Setting
 
 _SEED = 0
 _METRIC = "ndcg@10"
-_LOOK_SECONDS = 0.2
 _TIMES = ("seconds", "processor_seconds")
-
-
-class ProcessorTime:
-    """Seconds of processor time of this process and of all below it, while in use as a context.
-
-    Looks several times a second: Ray leaves nothing of a worker's time once it has ended.
-    """
-
-    def __enter__(self) -> ProcessorTime:
-        self._stop, self._seen = threading.Event(), dict[int, float]()
-        self._before = _by_process()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._seen |= _by_process()
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return sum(spent - self._before.get(one, 0.0) for one, spent in self._seen.items())
-
-    def _look(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
-            self._seen |= _by_process()
-
-
-def _by_process() -> dict[int, float]:
-    """Processor seconds of this process and those below it, by process id."""
-    parents, spent = {}, {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = file.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        one = int(file.parent.name)
-        parents[one] = int(fields[1])
-        spent[one] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    ours, known = {os.getpid()}, 0
-    while len(ours) > known:
-        known = len(ours)
-        ours |= {one for one, parent in parents.items() if parent in ours}
-    return {one: spent[one] for one in ours if one in spent}
 
 
 def draw(candidates: str, queries: int, depth: int) -> pa.Table:
@@ -181,6 +133,9 @@ def main() -> None:
     if asked.save:
         kept = Path(__file__).parent / "figures" / f"{asked.save}.json"
         found["arguments"].pop("collection")
+        for key in ("model", "cheap_model"):
+            if name := found["arguments"][key]:  # a hub id as it is, of a folder its last two names
+                found["arguments"][key] = "/".join(Path(name).parts[-2:])
         kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

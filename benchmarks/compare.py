@@ -40,7 +40,7 @@ from rankmill.config import load_config
 from rankmill.models import presets
 from rankmill.models.presets import Preset
 from rankmill.quantize import quantize
-from work import Measured, measure_pairs, plot
+from work import Cost, Measured, measure_pairs, plot
 
 _WARM_UP = 48
 _HERE = Path(__file__).parent
@@ -194,11 +194,19 @@ def compare(preset: Preset, drawn: Drawn, arguments: argparse.Namespace) -> list
                 seconds=statistics.median(one["seconds"] for one in found[way]),
                 processor_seconds=statistics.median(one["processor_seconds"] for one in found[way]),
                 peak_mib=max(one["peak_mib"] for one in found[way]),
-                batch=worker.facts.get("batch_size") or worker.facts["profile"]["token_budget"],
+                **_batches(worker.facts, cost),
                 cost=cost,
             )
             for way, worker in workers.items()
         ]
+
+
+def _batches(facts: dict[str, Any], cost: Cost) -> dict[str, Any]:
+    """A way's batch size and padding: a peer's as its process saw it, rankmill's by its budget."""
+    if "profile" not in facts:
+        return {"batch": facts["batch_size"], "padding": facts["padding"]}
+    budget = facts["profile"]["token_budget"]
+    return {"batch": budget, "padding": cost.padding(budget)}
 
 
 def main() -> None:
@@ -218,32 +226,35 @@ def main() -> None:
     arguments = parser.parse_args()
     drawn = read_pairs(arguments.candidates, arguments.pairs)
     before = matrix_rates(arguments.threads)
-    tables = {}
+    shapes = {}
     for name in arguments.shape or SHAPES:
         preset = presets.find(name)
         if preset is None:
             raise SystemExit(f"{name} is not a preset; `rankmill models` lists them.")
-        lines = tables[name] = compare(preset, drawn, arguments)
+        lines = compare(preset, drawn, arguments)
         after = matrix_rates(arguments.threads)
         rates = {precision: max(before[precision], after[precision]) for precision in before}
         print("\nMatrix rates, G/s: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))
-        print(f"{name}: {lines[0].cost.pairs} pairs of mean {lines[0].cost.mean_tokens:.0f} tokens")
+        print(
+            f"{name}: {lines[0].cost.pairs} pairs of mean {lines[0].cost.lengths.mean():.0f} tokens"
+        )
         for line in lines:
             print(line.to_line(lines[0], rates), flush=True)
+        shapes[name] = {
+            "matrix_rates": rates,
+            "ways": [line.to_json(lines[0], rates) for line in lines],
+        }
     if arguments.save:
         figures = _HERE / "figures"
         figures.mkdir(exist_ok=True)
         record = {
             "machine": describe_machine(),
-            "rates": rates,
             "settings": {
                 k: v
                 for k, v in vars(arguments).items()
                 if k in ("pairs", "rounds", "threads", "max_length")
             },
-            "shapes": {
-                n: [line.to_json(lines[0], rates) for line in lines] for n, lines in tables.items()
-            },
+            "shapes": shapes,
         }
         (figures / f"{arguments.save}.json").write_text(
             json.dumps(record, indent=1), encoding="utf-8"

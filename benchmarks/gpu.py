@@ -365,7 +365,7 @@ def main() -> None:
                 "Token budgets (bf16)": budgets(bench, arguments.budgets),
                 "Processes on one device (bf16)": actors(bench, arguments.actors),
             }
-            print(f"\n{name}: {cost.pairs} pairs of mean {cost.mean_tokens:.0f} tokens")
+            print(f"\n{name}: {cost.pairs} pairs of mean {cost.lengths.mean():.0f} tokens")
             for title, lines in tables.items():
                 print(to_lines(title, lines), flush=True)
             record["shapes"][name] = tables

@@ -53,9 +53,10 @@ def run(
         "model.name": model,
         "reuse": [] if old is None else [str(old)],
     }
-    named = {f"input.{name}": value for name, value in (cut or {}).items() if value is not None}
+    given = (cut or {}).items()
+    overrides |= {f"input.{name}": value for name, value in given if value is not None}
     started = time.perf_counter()
-    result = job.rerank(load_config(overrides=overrides | named), model=double)
+    result = job.rerank(load_config(overrides=overrides), model=double)
     return time.perf_counter() - started, result
 
 

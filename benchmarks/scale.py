@@ -133,7 +133,13 @@ def measure_plan(folder: str, on_driver: bool, records: bool) -> None:
 def _run_json(config: RunConfig, source: Source, made: Plan) -> int:
     """Bytes of the record of a run of this plan."""
     hardware = profile.probe("cpu")
-    found = profile.make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", hardware)
+    found = profile.make_profile(
+        ModelConfig(name="x"),
+        ComputeConfig(),
+        "cpu",
+        hardware,
+        operations_per_token=_MODEL.operations_per_token,
+    )
     run = runs.make_run(config, source, [_MODEL], made, [found], {})
     return len(run.to_bytes())
 

@@ -98,7 +98,7 @@ class Sampler:
 
     def look(self, phase: str) -> None:
         """One sample of this process and the temporary files."""
-        self._note(f"{phase}: driver, MiB", _resident(os.getpid()), True)
+        self._note(f"{phase}: driver, MiB", _own_memory(os.getpid()), True)
         self._note(f"{phase}: driver, open files", _open_files(os.getpid()))
         self._note(f"{phase}: driver, threads", threading.active_count())
         self._note(f"{phase}: temporary files", _files(self._temporary))
@@ -109,7 +109,7 @@ class Sampler:
             actors = scoring_processes()
             # While they start or end, their memory is no sign of anything.
             if actors:
-                self._note("long run: scoring actors, MiB", sum(map(_resident, actors)), True)
+                self._note("long run: scoring actors, MiB", sum(map(_own_memory, actors)), True)
                 self._note("long run: scoring actors, open files", sum(map(_open_files, actors)))
             if self._output is not None:
                 scraps = _files(self._output / "_rankmill" / "tmp")
@@ -144,11 +144,11 @@ def _is_below(pid: int, parents: dict[int, int]) -> bool:
     return False
 
 
-def _resident(pid: int) -> float:
-    """MiB."""
+def _own_memory(pid: int) -> float:
+    """MiB that are the process's own: pages of files and of Ray's object store come and go."""
     with suppress(OSError):
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return sum(int(x.split()[1]) for x in lines if x.startswith(("RssAnon", "VmSwap"))) / 1024
     return 0.0
 
 
@@ -209,17 +209,21 @@ def run(source: Path, output: Path, queries: int) -> float:
 
 def print_table(series: dict[str, Series]) -> bool:
     """A row a series, as Markdown; whether all are steady."""
-    print("\n| series | samples | first | middle | last | slope an hour (standard error) ", end="")
+    print(
+        "\n| series | samples | first, at each quarter, last | slope an hour (standard error) ",
+        end="",
+    )
     print("| rise of the line | bound | |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     is_steady = True
     for name, one in series.items():
         slope, error, rise = one.line()
         steady = rise <= one.bound
         is_steady &= steady
+        quarters = np.linspace(0, len(one.values) - 1, 5).astype(int)
+        seen = ", ".join(f"{one.values[place]:.0f}" for place in quarters)
         print(
-            f"| {name} | {len(one.values)} | {one.values[0]:.0f} "
-            f"| {one.values[len(one.values) // 2]:.0f} | {one.values[-1]:.0f} "
+            f"| {name} | {len(one.values)} | {seen} "
             f"| {slope:+.1f} ({error:.1f}) | {rise:+.2f} | {one.bound:.1f} "
             f"| {'steady' if steady else 'GROWS'} |"
         )

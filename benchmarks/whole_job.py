@@ -9,7 +9,8 @@ Measures, on one local cluster that is already up:
 - Ray Data's `read_parquet -> map_batches(CrossEncoder.predict) -> write_parquet` over the first
   --naive-pairs rows, with one actor that has all cores.
 
-Prints pairs/s of each and their ratios, padding, and the seconds to the first committed shard.
+Prints pairs/s of each and their ratios, padding, the seconds to the first committed shard, and what
+the job's processes spent of the processors, by what they did.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ import pyarrow.parquet as pq
 
 import random_models
 from machine import describe_machine
+from processor_time import ProcessorTime
 from rankmill import Scorer, cluster, job
 from rankmill.config import ComputeConfig, load_config
 from rankmill.progress import Progress
 
 _BATCH_ROWS = 1024
+_WORTH_A_LINE = 0.3  # processor seconds
 
 
 class Predict:
@@ -68,7 +71,7 @@ def naive(source: Path, output: Path, model: str, max_length: int, cores: int) -
 
 
 def rankmill_job(source: Path, output: Path, model: str, max_length: int) -> dict[str, Any]:
-    """The manifest of a run, and the seconds from its start to its first committed shard."""
+    """The manifest of a run, the seconds to its first committed shard, and processor seconds."""
     config = load_config(
         overrides={
             "input.path": str(source),
@@ -84,8 +87,12 @@ def rankmill_job(source: Path, output: Path, model: str, max_length: int) -> dic
         if not first and progress.shards_done:
             first.append(time.perf_counter() - started)
 
-    result = job.rerank(config, listener=listen)
-    return result.manifest | {"first_shard_seconds": first[0] if first else None}
+    with ProcessorTime() as spent:
+        result = job.rerank(config, listener=listen)
+    return result.manifest | {
+        "first_shard_seconds": first[0] if first else None,
+        "processor_seconds": spent.by_title,
+    }
 
 
 def main() -> None:
@@ -113,7 +120,8 @@ def main() -> None:
         pairs = list(zip(table["query"].to_pylist(), document.to_pylist(), strict=True))
         scorer.score(pairs[-64:])
         started = time.perf_counter()
-        scorer.score(pairs)
+        with ProcessorTime() as spent:
+            scorer.score(pairs)
         bare = len(pairs) / (time.perf_counter() - started)
         with cluster.connected(ComputeConfig()):
             manifest = rankmill_job(root / "all.parquet", root / "out", model, arguments.max_length)
@@ -131,6 +139,11 @@ def main() -> None:
     print(f"bare Scorer              {bare:8.1f} pairs/s")
     print(f"whole job                {rate:8.1f} pairs/s  {rate / bare:5.2f} of the bare scorer")
     print(f"Ray Data + CrossEncoder  {other:8.1f} pairs/s  the job is {rate / other:.1f} times it")
+    print(f"processor seconds: bare {spent.seconds:.1f}, the job", end="")
+    for title, seconds in manifest["processor_seconds"].items():
+        if seconds >= _WORTH_A_LINE:
+            print(f"; {title} {seconds:.1f}", end="")
+    print()
     print(f"padding {100 * padding:.2f} %, first shard after {manifest['first_shard_seconds']} s")
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 
+from rankmill.batches import make_batches
 from rankmill.models.presets import Preset
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
@@ -25,17 +27,30 @@ _LOCAL_WINDOW, _GLOBAL_EVERY = 128, 3
 
 @dataclass(frozen=True)
 class Cost:
-    """The work of some pairs: operations of the whole model on real tokens (no padding)."""
+    """The work of some pairs: operations of the whole model on real tokens (no padding).
 
-    pairs: int
-    mean_tokens: float
+    lengths: tokens a pair.
+    """
+
+    lengths: npt.NDArray[np.int32]
     operations: float
     tokenizing_seconds: float
+
+    @property
+    def pairs(self) -> int:
+        """How many."""
+        return len(self.lengths)
+
+    def padding(self, token_budget: int) -> float:
+        """Share of the tokens that is padding in rankmill's batches."""
+        batches = make_batches(self.lengths, token_budget)
+        given = sum(len(batch) * int(self.lengths[batch].max()) for batch in batches)
+        return 1 - int(self.lengths.sum()) / given
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A way's medians over the same pairs."""
+    """A way's medians over the same pairs. padding: share of the tokens."""
 
     name: str
     precision: str
@@ -43,6 +58,7 @@ class Measured:
     processor_seconds: float
     peak_mib: float
     batch: int
+    padding: float
     cost: Cost
 
     @property
@@ -65,6 +81,7 @@ class Measured:
             "utilisation": round(self.utilisation(rates), 3),
             "core_seconds_per_million_pairs": round(self.processor_seconds / self.cost.pairs * 1e6),
             "tokenizing_share": round(self.cost.tokenizing_seconds / self.seconds, 4),
+            "padding": round(self.padding, 4),
             "peak_mib": round(self.peak_mib),
             "batch": self.batch,
         }
@@ -76,6 +93,7 @@ class Measured:
             f"{self.name:50} {self.rate:8.1f} pairs/s {v['against_first']:6.2f}x "
             f"{100 * v['utilisation']:5.1f} % of {self.precision:4} "
             f"{v['core_seconds_per_million_pairs']:8,d} core-s/M pairs "
+            f"tokenizing {100 * v['tokenizing_share']:4.1f} % padding {100 * self.padding:4.1f} % "
             f"{v['peak_mib']:6,d} MiB  batch {self.batch}"
         )
 
@@ -105,8 +123,8 @@ def measure_pairs(
     number = np.array([[texts.setdefault(t, len(texts)) for t in pair] for pair in pairs], np.int32)
     tokenized = tokenizer.tokenize(list(texts), number[:, 0], number[:, 1])
     seconds = time.perf_counter() - started
-    lengths = cut(tokenized, tokenizer.rules).lengths.astype(np.int64)
-    return Cost(len(pairs), float(lengths.mean()), operations(preset, lengths), seconds)
+    lengths = cut(tokenized, tokenizer.rules).lengths
+    return Cost(lengths, operations(preset, lengths.astype(np.int64)), seconds)
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
@@ -115,8 +133,8 @@ def plot(record: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(
         1, len(shapes), figsize=(7 * len(shapes), 5), squeeze=False, layout="constrained"
     )
-    for panel, (name, lines) in zip(panels[0], shapes.items(), strict=True):
-        lines = lines[::-1]
+    for panel, (name, shape) in zip(panels[0], shapes.items(), strict=True):
+        lines = shape["ways"][::-1]
         rates = [line["pairs_per_second"] for line in lines]
         colours = ["#2b6cb0" if "rankmill" in line["way"] else "#a0aec0" for line in lines]
         bars = panel.barh([line["way"] for line in lines], rates, color=colours)
