@@ -83,7 +83,7 @@ class Poisoned:
         places = np.arange(ids.shape[1]) % 7 + 1
         scores = np.sin((ids * real * places).sum(axis=1)) + len(ids) * 1e-6
         for token, fault in self.faults.items():
-            if fault == "nan":
+            if fault == "nan" and on:
                 scores[(ids == int(token)).any(axis=1)] = np.nan
         return scores.astype(np.float32)
 

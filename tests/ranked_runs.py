@@ -65,18 +65,26 @@ def commit_run(
     prefix: str = "rerank_",
     fingerprint: str = "f" * 64,
     missing: Sequence[int] = (),
+    settings: dict[str, dict[str, Any]] | None = None,
 ) -> str:
-    """Commit ranked parts as a run's shards; without those `missing` it is not complete."""
+    """Commit ranked parts as a run's shards; without those `missing` it is not complete.
+
+    settings: more of `input` and `output`.
+    """
+    more = settings or {}
     store = Store(str(folder))
     record = {
         "fingerprint": fingerprint,
-        "identity": {},
+        "identity": {"settings": {}},
         "config": {
-            "input": {"columns": columns or {}},
-            "output": {"path": str(folder), "column_prefix": prefix},
+            "input": {"columns": columns or {}, **more.get("input", {})},
+            "output": {"path": str(folder), "column_prefix": prefix, **more.get("output", {})},
+            "compute": {"gpus_per_worker": 1.0},
         },
+        "model": {"name": "tiny", "digest": "ab" * 32},
+        "versions": {"rankmill": "0"},
         "profile": PROFILE.to_json(),
-        "plan": {"shards": len(parts), "pairs": sum(part.num_rows for part in parts)},
+        "plan": {"shards": len(parts), "pairs": sum(part.num_rows for part in parts), "digest": ""},
     }
     store.write(runs.RUN, json.dumps(record).encode())
     for shard, part in enumerate(parts):
@@ -88,7 +96,8 @@ def commit_run(
         )
         name, content = schema.part_name(shard, len(parts)), sink.getvalue()
         store.write(name, content)
-        counters = Counters(rows_in=part.num_rows, rows_out=part.num_rows)
+        rows = part.num_rows
+        counters = Counters(rows_in=rows, rows_out=rows, pairs_scored=rows)
         file = WrittenFile.of(name, content, part.num_rows)
         marker = Marker(shard, fingerprint, (file,), counters, False, 0.0)
         store.write(markers.marker_name(shard), marker.to_bytes())

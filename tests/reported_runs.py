@@ -54,12 +54,16 @@ def commit_report_run(
     named = {"name": "tiny", "architecture": "bert", "digest": "ab" * 32} | (model or {})
     record = {
         "fingerprint": FINGERPRINT,
-        "identity": {},
+        "identity": {"settings": {}},
         "config": config.model_dump(mode="json"),
         "model": named,
         "profile": PROFILE.to_json(),
         "versions": {"rankmill": "0"},
-        "plan": {"shards": len(tables), "pairs": sum(table.num_rows for table in tables)},
+        "plan": {
+            "shards": len(tables),
+            "pairs": sum(table.num_rows for table in tables),
+            "digest": "",
+        },
     }
     store.write(runs.RUN, json.dumps(record).encode())
     for shard, table in enumerate(tables):
@@ -96,6 +100,8 @@ def commit_report_run(
             "workers": {"workers": 2},
             "max_length": 512,
             "shards_resumed": 0,
+            "model": named,
+            "profile": PROFILE.to_json(),
             "files": [found[shard].part.name for shard in sorted(found)],
         }
         store.write(runs.MANIFEST, json.dumps(manifest).encode())

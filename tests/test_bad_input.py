@@ -771,6 +771,34 @@ def test_nested_rows_of_all_kinds_lose_nothing(
         assert found == sorted(fate for fate in wanted if fate is not None)
 
 
+# Inputs of one file alone
+
+ALONE = {
+    "no rows at all": Kind({k: pa.array([], pa.string()) for k in texts(doc_id=[1])}, []),
+    "a document of a hundred megabytes": Kind(
+        texts(document=["x", "h" * (100 << 20), "y", "z"]),
+        [None, rows.LONG_DOCUMENT, None, None],
+        options={"compression": "zstd", "use_dictionary": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_input_of_one_file_goes_through_a_run(name, tiny_model, ray_cluster, tmp_path):
+    kind = ALONE[name]
+    bad.write(tmp_path / "in" / "a.parquet", kind.columns, **(kind.options or {}))
+    result = run_of(tmp_path, tiny_model("bert"))
+    fates = dict(zip(kind.columns["doc_id"], kind.fates))
+    lost = {doc: fate for doc, fate in fates.items() if fate is not None}
+    out = pq.read_table(result.output)["doc_id"].to_pylist()
+    assert sorted(out) == sorted(fates.keys() - lost.keys())
+    assert result.manifest["quarantine"] == dict.fromkeys(lost.values(), 1)
+    if lost:
+        bad_rows = quarantine_of(tmp_path).select(["doc_id", "reason"]).to_pylist()
+        assert {row["doc_id"]: row["reason"] for row in bad_rows} == lost
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
 # Very long, very many
 
 
@@ -920,5 +948,5 @@ def test_a_file_that_cannot_be_read_is_named_with_what_is_wrong(name, read_late)
 
 
 def test_there_are_at_least_fifty_kinds():
-    table = [*REFUSED, *CONFIGS, *KINDS, *NESTED, *LATER]
+    table = [*REFUSED, *CONFIGS, *KINDS, *NESTED, *ALONE, *LATER]
     assert len(table) >= 50

@@ -1,4 +1,5 @@
 """Scores that are not finite: never in a ranking, always with their reason, in every way to score.
+A few of them are their rows' fault; more are the model's, and fail a job's shard.
 
 The model is real and broken in two places: one word's weights are NaN, and its head overflows
 float32 on some inputs, upwards or downwards.
@@ -7,7 +8,7 @@ float32 on some inputs, upwards or downwards.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ import rankmill
 import tiny_models
 from rankmill import Scorer, job
 from rankmill.config import load_config
+from rankmill.errors import RunFailed
+from rankmill.isolation import FEW_INPUTS
 from rankmill.rows import BAD_SCORE
 from reference import WindowReference
 
@@ -91,48 +94,71 @@ def test_the_scorer_gives_nan_for_them_and_ranks_them_last(broken, overflow, goo
     assert order[-len(bad) :] == bad
 
 
-def table() -> pa.Table:
-    """One list of all documents, and one of which nothing can be scored."""
+def table(chosen: Sequence[int]) -> pa.Table:
+    """One list of documents, and one of which nothing can be scored."""
     return pa.table(
         {
-            "query_id": ["a"] * len(DOCUMENTS) + ["b"],
-            "query": [QUERY] * len(DOCUMENTS) + ["a flat plate"],
-            "doc_id": [*range(len(DOCUMENTS)), -1],
-            "document": [*DOCUMENTS, "heat"],
+            "query_id": ["a"] * len(chosen) + ["b"],
+            "query": [QUERY] * len(chosen) + ["a flat plate"],
+            "doc_id": [*chosen, -1],
+            "document": [*(DOCUMENTS[number] for number in chosen), "heat"],
         }
     )
 
 
-def test_a_job_puts_them_into_quarantine_with_the_reason(
-    broken, overflow, good, ray_cluster, write_pairs: Callable[..., str], tmp_path: Path
-):
-    config = load_config(
-        overrides={
-            "input.path": write_pairs(table()),
-            "output.path": str(tmp_path / "out"),
-            "model.name": broken,
-            "model.precision": "fp32",
-            "model.max_length": LENGTH,
-            "model.overflow": overflow,
-            "model.window.stride": STRIDE,
-            "compute.workers": 1,
-        }
-    )
-    result = job.rerank(config)
+@pytest.fixture
+def job_of(
+    broken, overflow, ray_cluster, write_pairs: Callable[..., str], tmp_path: Path
+) -> Callable[[Sequence[int]], job.RunResult]:
+    """A job over documents, in `tmp_path / "out"`."""
+
+    def run(chosen: Sequence[int]) -> job.RunResult:
+        config = load_config(
+            overrides={
+                "input.path": write_pairs(table(chosen)),
+                "output.path": str(tmp_path / "out"),
+                "model.name": broken,
+                "model.precision": "fp32",
+                "model.max_length": LENGTH,
+                "model.overflow": overflow,
+                "model.window.stride": STRIDE,
+                "compute.workers": 1,
+            }
+        )
+        return job.rerank(config)
+
+    return run
+
+
+def test_a_job_puts_a_few_into_quarantine_with_the_reason(good, job_of):
+    chosen = [*range(8), 11, 16, 19, 20]
+    fine, bad_ones = ([n for n in chosen if good[n] is wanted] for wanted in (True, False))
+    result = job_of(chosen)
     ranked = pq.read_table(result.output)
-    assert sorted(ranked["doc_id"].to_pylist()) == [n for n, one in enumerate(good) if one]
-    assert ranked["rerank_rank"].to_pylist() == list(range(1, sum(good) + 1))
+    assert sorted(ranked["doc_id"].to_pylist()) == fine
+    assert ranked["rerank_rank"].to_pylist() == list(range(1, len(fine) + 1))
     assert np.isfinite(ranked["rerank_score"].to_numpy()).all()
 
     private = Path(result.output) / "_rankmill"
     bad = pa.ipc.open_file(private / "quarantine/00000.arrow").read_all()
-    assert bad["doc_id"].to_pylist() == [*(n for n, one in enumerate(good) if not one), -1]
+    assert bad["doc_id"].to_pylist() == [*bad_ones, -1]
     assert set(bad["reason"].to_pylist()) == {BAD_SCORE}
     stored = pa.ipc.open_file(private / "scores/00000.arrow").read_all()
     assert sorted(stored["score"].to_pylist()) == sorted(ranked["rerank_score"].to_pylist())
     manifest = json.loads((private / "manifest.json").read_bytes())
-    assert manifest["quarantine"] == {BAD_SCORE: len(good) - sum(good) + 1}
-    assert manifest["pairs_scored"] == manifest["rows_out"] == sum(good)
+    assert manifest["quarantine"] == {BAD_SCORE: len(bad_ones) + 1}
+    assert manifest["pairs_scored"] == manifest["rows_out"] == len(fine)
+    assert manifest["degraded"] == [0]
+
+
+@pytest.mark.parametrize("overflow", ["truncate"], indirect=True)
+def test_a_job_with_more_than_a_few_fails_its_shard(good, job_of, tmp_path):
+    assert good.count(False) > FEW_INPUTS
+    said = f"fails on too many of the shard's {len(DOCUMENTS) + 1} inputs .* because {BAD_SCORE}"
+    with pytest.raises(RunFailed, match=said) as failed:
+        job_of(range(len(DOCUMENTS)))
+    assert failed.value.exit_code == 1
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
 @pytest.mark.parametrize("overflow", ["windows"], indirect=True)  # the shuffle takes seconds
@@ -140,7 +166,7 @@ def test_a_dataset_gives_them_an_error_and_neither_score_nor_rank(
     broken, overflow, good, ray_cluster
 ):
     ranked = rankmill.rerank_dataset(
-        ray.data.from_arrow(table()),
+        ray.data.from_arrow(table(range(len(DOCUMENTS)))),
         broken,
         device="cpu",
         precision="fp32",

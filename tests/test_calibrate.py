@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_a_calibration_of_one_run_gives_probabilities_in_the_next_and_in_no_othe
         told = CliRunner().invoke(app, [*asked, "--method", method, "--json"])
         found = json.loads(told.stdout)
         assert found["fitted"]["pairs"] == QUERIES * 5
+        assert found["fitted"]["cut"] == {}
         assert set(found["fitted"]["held_out"]) == {method, "sigmoid", "share"}
         assert sum(row["rows"] for row in found["bins"]) == QUERIES * 5
     before = file.read_bytes()
@@ -168,6 +170,23 @@ def test_a_calibration_of_one_run_gives_probabilities_in_the_next_and_in_no_othe
         rerank(again(output__path=str(tmp_path / "precise")))
     assert refused.value.exit_code == 2
     assert not (tmp_path / "precise").exists() or not list((tmp_path / "precise").glob("part-*"))
+
+
+def test_a_curve_of_a_run_that_was_cut_says_so(
+    free_model: str,
+    ray_cluster: None,
+    write_pairs: Callable[..., str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("rankmill"), "propagate", True)
+    path = write_pairs(make_pairs(QUERIES, CANDIDATES))
+    ranked = rerank(settings(tmp_path, free_model, path, output__top_k=3)).output
+    found = calibrate(ranked, judge(ranked, tmp_path / "qrels.parquet"))
+    assert found.calibration.fitted["cut"] == {"output.top_k": 3}
+    assert found.calibration.fitted["pairs"] == QUERIES * 3
+    assert f"{ranked} was cut by output.top_k: the curve is" in caplog.text
 
 
 def test_what_is_no_run_and_no_calibration_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from ranked_runs import candidates as given
 from ranked_runs import commit_run, ranked_part
 from rankmill import cli, markers, plan
 from rankmill.evaluate_command import name_runs
+from rankmill.status import read_status
 
 COMMANDS = sorted(get_command(cli.app).commands)
 
@@ -127,6 +129,33 @@ def test_the_commands_of_the_contract_are_there():
         "rerank",
         "status",
     } <= set(COMMANDS)
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(
+    rankmill, candidates, tiny_model, ray_cluster, tmp_path
+):
+    log, output = logging.getLogger("rankmill"), tmp_path / "a[/b]"
+
+    def interrupt(record: logging.LogRecord) -> bool:
+        if "worker(s)" in record.getMessage():  # the run has begun
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    log.addFilter(interrupt)
+    # A shell that started the tests in the background has turned it off.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = rankmill(
+            *("rerank", "--input", candidates, "--output", output),
+            *("--model", tiny_model("bert"), "--set", "compute.workers=1"),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+        log.removeFilter(interrupt)
+    assert (done.code, done.out) == (130, "")
+    said = f"Stopped. What is committed in {output} stays; the same command resumes."
+    assert said in done.err
+    assert read_status(str(output)).shards > 0
 
 
 # What a finished run prints
@@ -359,6 +388,27 @@ def test_plan_counts_what_is_committed(
     assert sorted(half_finished.rglob("*")) == before
 
 
+def test_a_night_that_has_begun_is_planned_with_what_it_began_with(
+    rankmill, candidates, finished, half_finished, tiny_model, monkeypatch
+):
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
+    other = half_finished.with_name("earlier")
+    shutil.copytree(finished[0], other)
+    asked = ("--input", candidates, "--model", tiny_model("bert"), "--set", "compute.workers=1")
+    begun = ("plan", *asked, "--output", half_finished)
+    nights = ("--reuse-under", half_finished.parent)
+    told = json.loads(rankmill(*begun, *nights, "--json").out)
+    assert (told["config"]["reuse"], told["shards_committed"]) == ([], 2)
+    first = ("plan", *asked, "--output", half_finished.with_name("new"))
+    told = json.loads(rankmill(*first, *nights, "--json").out)
+    assert told["config"]["reuse"] == [str(other)]
+    refused = rankmill(*begun, "--set", f"reuse=[{other}]")
+    assert refused.code == 2
+    assert "began with: no output" in refused.err
+    assert "rankmill nightly" in refused.err
+    assert "--overwrite" not in refused.err
+
+
 def test_plan_tells_hours_by_the_rate_of_another_run(
     rankmill, candidates, finished, tiny_model, tmp_path
 ):
@@ -417,6 +467,59 @@ def test_a_report_is_there_and_is_drawn_again(rankmill, finished):
     done = rankmill("report", finished[0], "--texts")
     assert (done.code, done.out) == (0, f"{report}\n")
     assert "what is shard 0" in report.read_text()
+
+
+def rerun(rankmill: Callable[..., Outcome], source: Path, output: Path, model: str) -> Outcome:
+    return rankmill("rerank", "--input", source, "--output", output, "--model", model)
+
+
+def test_a_complete_output_with_a_damaged_record_ends_no_command_in_a_traceback(
+    rankmill, candidates, finished, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
+    output = tmp_path / "damaged"
+    shutil.copytree(finished[0], output)
+    for name in ("manifest.json", "run.json"):
+        (output / "_rankmill" / name).write_bytes(b"\xff{")
+        done = rerun(rankmill, candidates, output, tiny_model("bert"))
+        assert (done.code, done.out) == (2, "")
+        assert f"_rankmill/{name} is damaged" in done.err
+        assert "To mend it:" in done.err
+
+
+def test_a_complete_output_is_named_complete_with_what_is_not_its_own(
+    rankmill, candidates, finished, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 20)
+    output = tmp_path / "stranger"
+    shutil.copytree(finished[0], output)
+    shutil.copy(output / "part-00000.parquet", output / "other.parquet")
+    done = rerun(rankmill, candidates, output, tiny_model("bert"))
+    assert done.code == 0
+    assert "holds other.parquet, which is not of its run" in done.err
+    (output / "_SUCCESS").unlink()
+    done = rerun(rankmill, candidates, output, tiny_model("bert"))
+    assert (done.code, (output / "_SUCCESS").exists()) == (2, False)
+    assert "holds other.parquet, which is not of its run" in done.err
+
+
+def test_status_of_a_damaged_run_says_how_to_mend_it(rankmill, finished, tmp_path):
+    output = tmp_path / "damaged"
+    shutil.copytree(finished[0], output)
+    content = bytearray((output / "part-00001.parquet").read_bytes())
+    content[20] ^= 1
+    (output / "part-00001.parquet").write_bytes(bytes(content))
+    done = rankmill("status", output, "--verify")
+    assert done.code == 1
+    shown = plain(done.out)
+    assert "damaged part-00001.parquet is not what was committed (checksum)" in shown
+    assert shown.endswith("to mend it remove the named files and run the same command again")
+
+
+def test_an_output_that_cannot_be_made_is_said_to_be_so(rankmill, candidates, tiny_model):
+    done = rerun(rankmill, candidates, Path("/proc/x"), tiny_model("bert"))
+    assert done.code == 2
+    assert "/proc/x cannot be written: No such file or directory." in done.err
 
 
 def test_status_of_a_half_finished_run(rankmill, half_finished):

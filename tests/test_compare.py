@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import rankmill
 from ranked_runs import candidates, commit_run, ranked_part
@@ -22,6 +24,7 @@ from rankmill.compare.changes import Changes, find_changes
 from rankmill.compare.lists import SCHEMA
 from rankmill.compare.page import render
 from rankmill.compare.spread import QUANTILES, Spread
+from rankmill.comparison_tables import print_comparison
 from rankmill.errors import ConfigError, InputError
 
 TOP = (1, 3, 10)
@@ -217,6 +220,14 @@ def test_settings_that_differ_are_told(two, tmp_path):
     assert settings == {"output.column_prefix": ["rerank_", "ce_"]}
 
 
+def test_a_setting_that_says_none_is_one_that_is_not_there(two, tmp_path):
+    part = ranked_part(candidates(scores(30, 1)))
+    more = {"output": {"top_k": None, "min_score": 0.5}}
+    other = commit_run(tmp_path / "told", [part], settings=more)
+    found = rankmill.compare(two[0], other).settings()
+    assert found == {"output.min_score": ("none", "0.5")}
+
+
 def test_new_and_gone_queries_and_movers_are_named(two):
     found = rankmill.compare(*two, most=3, top=[2])
     counts = found.changes.counts
@@ -284,6 +295,18 @@ def test_a_query_that_is_only_a_text_is_named_only_when_asked_for(tmp_path):
     assert {one["query"] for one in told(rankmill.compare(*runs).changes)["documents"]} == {None}
     found = told(rankmill.compare(*runs, texts=True).changes)
     assert {one["query"] for one in found["documents"]} == {"question 0"}
+
+
+def test_on_a_narrow_terminal_texts_leave_the_ids_readable(tmp_path):
+    runs = []
+    for name, of in (("a", [[1.0, 2.0]]), ("b", [[2.0, 1.0]])):
+        table = candidates(of, [["what is known of cascades " * 9] * 2])
+        runs.append(commit_run(tmp_path / name, [ranked_part(table)]))
+    found = rankmill.compare(*runs, texts=True)
+    shown = io.StringIO()
+    print_comparison(Console(file=shown, width=80), found)
+    moved = shown.getvalue().partition("Documents that moved most")[2].partition("\n\n")[0]
+    assert re.findall(r"q0: question 0 +(d0-\d): what is", moved) == ["d0-0", "d0-1"]
 
 
 def test_the_page_shows_the_figures_and_names_both_runs(two):

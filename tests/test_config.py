@@ -176,6 +176,46 @@ def test_the_value_found_is_shown():
     assert "found 'many'" in refusal(compute__workers="many").message
 
 
+def test_all_kinds_that_a_setting_may_have_stand_in_one_sentence():
+    message = refusal(output__columns="query_id").message
+    assert message == "output.columns: Input should be 'all' or a valid list, found 'query_id'."
+
+
+def test_only_the_wrong_element_of_a_list_is_told_of():
+    assert refusal(input__path=["a", 3]).message.count("\n") == 0
+
+
+@pytest.mark.parametrize("value", ["2026-11-21", "20261121", "yes"])
+def test_what_yaml_does_not_take_for_text_is_to_be_quoted(value):
+    key, read = parse_override(f"output.path={value}")
+    error = refusal(**{key: read})
+    assert "should be a valid string" in error.message
+    assert """--set 'output.path="…"'""" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "example"),
+    [
+        ("model", "demo", "model.name"),
+        ("output", "ranked/", "output.path"),
+        ("models", {"a": "demo"}, "models.a.name"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_told_what_stands_below_it(place, value, example):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides={"input.path": "in", "output.path": "out", place: value})
+    assert caught.value.message.startswith(place)
+    assert "should be a section of settings, found '" in caught.value.message
+    assert example in caught.value.remedy
+
+
+def test_paths_may_be_path_objects():
+    given = {"input.path": [Path("a"), "b"], "output.path": Path("out"), "model.name": Path("m")}
+    config = load_config(overrides=given)
+    assert (config.input.path, config.output.path) == (["a", "b"], "out")
+    assert config.one_model.name == "m"
+
+
 @pytest.mark.parametrize("section", ["input.path", "output.path", "model.name"])
 def test_a_missing_setting_is_named_with_the_ways_to_give_it(section):
     rest = {key: value for key, value in SMALL.items() if key != section}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,6 +135,19 @@ def test_a_damaged_check_counts_as_none(tmp_path):
     converted.keep_check(entry, FP32, Check(1e-6, 1e-4))
     (entry / "check-fp32-avx2.json").write_text("{")
     assert converted.checked(entry, FP32) is None
+
+
+def test_entries_and_checks_have_the_permissions_that_the_umask_leaves(tmp_path):
+    old = os.umask(0o027)
+    try:
+        entry = converted.build(tmp_path, KEY, writing("one"))
+        converted.keep_check(entry, FP32, Check(1e-6, 1e-4))
+    finally:
+        os.umask(old)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [entry, *entry.iterdir()]}
+    assert modes == {KEY: 0o750} | dict.fromkeys(
+        [*FILES, "files.json", "check-fp32-avx2.json"], 0o640
+    )
 
 
 @pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-4])

@@ -176,7 +176,7 @@ def test_mapped_columns_several_document_parts_and_lists_by_query_text(tiny_mode
             "text": ["whole lists", None, "flow past a plate"],
         }
     )
-    columns = {"query_id": None, "query": "question", "document": ["title", "text"]}
+    columns = {"query": "question", "document": ["title", "text"]}
     model = tiny_model("bert")
     ranked = rankmill.rerank_dataset(
         ray.data.from_arrow(pairs),
@@ -259,7 +259,6 @@ def test_a_column_or_calibration_that_does_not_fit_is_refused_at_once(tiny_model
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"query": "q", "document": "d"}, "no column query_id"),
         ({"query_id": "1", "query": "q", "text": "d"}, "no column document"),
         ({"query_id": "1", "query": "q", "document": 5}, "document must hold text, found int64"),
         ({"query_id": 0.5, "query": "q", "document": "d"}, "query_id must hold text or integers"),
@@ -273,6 +272,12 @@ def test_unfit_columns_are_refused_at_once_where_the_schema_is_known(tiny_model,
     ds = ray.data.from_arrow(pa.Table.from_pylist([row]))
     with pytest.raises(InputError, match=said):
         rankmill.rerank_dataset(ds, tiny_model("bert"), **EXACT)
+
+
+def test_a_query_id_that_was_asked_for_must_be_there(tiny_model):
+    ds = ray.data.from_arrow(make_pairs(1, 2).drop_columns(["query_id"]))
+    with pytest.raises(InputError, match="no column query_id"):
+        rankmill.rerank_dataset(ds, tiny_model("bert"), columns={"query_id": "query_id"}, **EXACT)
 
 
 def test_a_missing_column_that_ray_cannot_foresee_fails_the_execution_by_name(tiny_model):

@@ -229,12 +229,15 @@ def test_judged_queries_missing_from_the_ranked_table_count_zero():
     assert dict(result.per_query.to_numpy()) == {"q1": 1.0, "q2": 0.0, "q3": 0.0, "q4": 0.0}
 
 
-def test_a_query_without_a_relevant_document_is_not_judged():
-    ranked = ranked_frame(("q1", "a", 1), ("q2", "a", 1), ("q3", "a", 1))
+def test_a_query_without_a_relevant_document_counts_zero_as_in_trec_eval():
+    ranked = ranked_frame(("q1", "a", 1), ("q2", "a", 1), ("q3", "a", 1), ("other", "a", 1))
     qrels = qrels_frame(("q1", "a", 1), ("q2", "a", 0), ("q3", "a", -2))
-    result = evaluate(ranked, qrels, metrics="hit@1")
-    assert result.metrics["hit@1"] == 1.0
-    assert (result.queries_judged, result.queries_unjudged) == (1, 2)
+    result = evaluate(ranked, qrels, metrics=list(NAMES))
+    score = ranked.assign(score=-ranked["rerank_rank"])
+    theirs = pd.DataFrame(by_pytrec_eval(score, qrels, "score")).T.mean()
+    assert result.metrics == pytest.approx({ours: theirs[name] for ours, name in NAMES.items()})
+    assert result.metrics["hit@1"] == pytest.approx(1 / 3)
+    assert (result.queries_judged, result.queries_unjudged) == (3, 1)
 
 
 def test_negative_relevance_is_not_relevant():

@@ -296,6 +296,16 @@ def test_a_column_that_the_run_lacks_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_texts_that_came_by_id_are_to_be_named(export: Export, tmp_path: Path) -> None:
+    part = ranked_part(candidates(SCORES)).drop_columns(["query", "document"])
+    by_id = {"input": {"layout": "ids"}}
+    run = commit_run(tmp_path / "by-id", [part], settings=by_id)
+    with pytest.raises(InputError) as caught:
+        export("labeled-pair", ranked=run)
+    assert "output.columns: [query_id, doc_id, query, document]" in str(caught.value.remedy)
+    assert "all" not in str(caught.value.remedy)
+
+
 # Judgements and other runs
 
 
@@ -520,6 +530,16 @@ def test_a_folder_of_somebody_elses_is_refused(export: Export, run: str, tmp_pat
     with pytest.raises(ConfigError, match="lie inside each other"):
         export("trec", output=f"{run}/trec")
     assert (tmp_path / "mine/notes.txt").read_text() == "mine"
+
+
+def test_nothing_is_exported_through_a_link(export: Export, tmp_path: Path) -> None:
+    (tmp_path / "victim/tmp").mkdir(parents=True)
+    (tmp_path / "victim/tmp/notes.json").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/_rankmill").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="_rankmill is a symbolic link"):
+        export("trec", output=tmp_path / "out")
+    assert (tmp_path / "victim/tmp/notes.json").read_text() == "precious"
 
 
 def test_two_exports_never_write_to_one_folder(export: Export, tmp_path: Path) -> None:

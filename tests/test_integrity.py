@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rankmill import integrity, markers, output, runs
+from rankmill import checksum, integrity, markers, output, runs
 from rankmill.commit import commit_shard
-from rankmill.errors import OutputError
+from rankmill.errors import ConfigError, OutputError
 from rankmill.integrity import Expected
 from rankmill.markers import Marker, WrittenFile
 from rankmill.store import Store
@@ -42,7 +43,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def glance(folder: Path) -> tuple[list[int], list[str]]:
-    good, wrong = output.committed(Store(str(folder)), FINGERPRINT)
+    good, wrong = output.committed(Store(str(folder)), FINGERPRINT, SHARDS)
     return sorted(good), wrong
 
 
@@ -135,6 +136,51 @@ DAMAGE = {
             "of counters that are none": lambda values: values["counters"].update(rows_in=[]),
         }.items()
     },
+    **{
+        f"marker of {what}": (with_marker(change), f"{MARKER}: {words}")
+        for what, change, words in (
+            (
+                "counters that do not add up",
+                lambda values: values["counters"].update(rows_in=99),
+                "99 rows came in",
+            ),
+            (
+                "counters below zero",
+                lambda values: values["counters"].update(rows_in=-5),
+                "rows_in is below zero",
+            ),
+            (
+                "a reason below zero",
+                lambda values: values["counters"].update(quarantine={"empty": -1}),
+                "empty is below zero",
+            ),
+            (
+                "more reasons than rows",
+                lambda values: values["counters"].update(quarantine={"empty": 7}),
+                "it has reasons for 7 rows",
+            ),
+            (
+                "a part of other rows",
+                lambda values: values["files"][0].update(rows=3),
+                "its part holds 3 rows, its counters say 4",
+            ),
+            (
+                "a quarantine of other rows",
+                lambda values: values["files"][2].update(rows=3),
+                "its quarantine holds 3 rows, its counters say 1",
+            ),
+            (
+                "a time that is none",
+                lambda values: values["stages"].update(ended=math.nan),
+                "a time or a cost",
+            ),
+            (
+                "endless scoring",
+                lambda values: values.update(seconds=math.inf),
+                "a time or a cost",
+            ),
+        )
+    },
     "marker of no JSON": (
         lambda f: (f / MARKER).write_bytes(b"\xff{"),
         f"{MARKER} is not a shard marker",
@@ -177,10 +223,6 @@ DEEP_DAMAGE = {
     "scores that are no Arrow file": (
         lambda f: replace_file(f, 1, SCORES_FILE, b"ARROW1 no Arrow"),
         f"{SCORES_FILE} cannot be read",
-    ),
-    "counters that do not add up": (
-        with_marker(lambda values: values["counters"].update(rows_in=99)),
-        f"{MARKER}: 99 rows came in",
     ),
     "a part without a marker": (
         lambda f: shutil.copy(f / PART, f / "part-00007.parquet"),
@@ -262,6 +304,109 @@ def test_a_run_does_not_go_on_beside_what_is_not_its_own(run):
     ):
         with pytest.raises(OutputError, match="below/"):
             refuse()
+
+
+@pytest.mark.parametrize("name", ["ranked[v2]", "ranked*", "ranked?"])
+def test_an_output_is_never_a_glob(name, tmp_path):
+    output.refuse_overlap([str(tmp_path / "in")], str(tmp_path / name))
+    (tmp_path / name / "in").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="lie inside each other"):
+        output.refuse_overlap([str(tmp_path / name / "in")], str(tmp_path / name))
+
+
+# What a start takes over
+
+
+def resume(folder: Path) -> list[int]:
+    return sorted(output.resume(Store(str(folder)), FINGERPRINT, SHARDS))
+
+
+FLIPPED = [name for name in DEEP_DAMAGE if name.startswith("a flipped byte")]
+
+
+@pytest.mark.parametrize("name", FLIPPED)
+def test_a_start_takes_over_no_shard_whose_bytes_have_changed(name, run, caplog):
+    damage, words = DEEP_DAMAGE[name]
+    damage(run)
+    assert resume(run) == [0, 2]
+    assert f"Computed again: {words}" in caplog.text
+
+
+def test_a_start_reads_no_more_than_its_bound_and_says_so(run, caplog, monkeypatch):
+    flip("part-00002.parquet")(run)
+    monkeypatch.setattr(checksum, "DISK_BYTES", (run / "part-00000.parquet").stat().st_size)
+    assert resume(run) == [0, 1, 2]
+    assert "8 of 9 files" in caplog.text
+
+
+BEGUN = {
+    "before its end": lambda f: (f / runs.SUCCESS).unlink(),
+    "while a shard is missing": DAMAGE["part removed"][0],
+}
+
+
+@pytest.mark.parametrize("when", BEGUN)
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        (lambda f: shutil.copy(f / PART, f / "other.parquet"), "other.parquet"),
+        (lambda f: (f / "other.parquet").symlink_to(f / PART), "other.parquet"),
+        (lambda f: shutil.copy(f / PART, f / "part-00007.parquet"), "part-00007.parquet"),
+        (DEEP_DAMAGE["a shard beyond the plan"][0], "_rankmill/shards/00007.json"),
+    ],
+)
+def test_a_start_goes_on_beside_nothing_that_is_not_its_own(when, place, named, run):
+    place(run)
+    BEGUN[when](run)
+    with pytest.raises(OutputError, match="which is not of its run") as refused:
+        resume(run)
+    assert named in refused.value.message
+
+
+def test_what_lies_in_a_complete_output_and_is_not_its_own_is_named(run, caplog):
+    shutil.copy(run / PART, run / "other.parquet")
+    assert resume(run) == [0, 1, 2]
+    assert "is complete, but holds other.parquet" in caplog.text
+
+
+def test_a_marker_beyond_the_plan_counts_for_nothing(run):
+    (run / MARKER).unlink()
+    commit_shard(scored(TWO_LISTS, SCORES, shard=7), commit_settings(run))
+    good, wrong = glance(run)
+    assert good == [0, 2]
+    assert wrong == ["_rankmill/shards/00007.json: the run has 3 shards"]
+
+
+# Links
+
+
+PRIVATE_FOLDERS = ("tmp", "shards", "scores", "quarantine", "failed", "attempts")
+
+
+@pytest.mark.parametrize("name", ["", *PRIVATE_FOLDERS])
+@pytest.mark.parametrize(
+    "clear_away",
+    [
+        output.remove_scraps,
+        output.remove_old,
+        lambda store: output.begin(store, None, pending=[0, 1, 2]),
+    ],
+    ids=["remove_scraps", "remove_old", "begin"],
+)
+def test_nothing_is_cleared_away_through_a_link(name, clear_away, run, tmp_path):
+    place = run / "_rankmill" / name
+    if place.exists():
+        shutil.rmtree(place)
+    victim = tmp_path / "victim"
+    for file in ("notes.json", "shards/00000.json", "tmp/notes.json"):
+        (victim / file).parent.mkdir(parents=True, exist_ok=True)
+        (victim / file).write_text("precious")
+    place.symlink_to(victim)
+    before = sorted(path for path in (*run.rglob("*"), *victim.rglob("*")))
+    with pytest.raises(OutputError, match="is a symbolic link") as refused:
+        clear_away(Store(str(run)))
+    assert str(place) in refused.value.message
+    assert sorted(path for path in (*run.rglob("*"), *victim.rglob("*"))) == before
 
 
 def test_a_note_that_is_none_tells_nothing(tmp_path):

@@ -142,10 +142,10 @@ def test_the_newest_complete_output_of_other_nights_is_chosen(tmp_path):
 def test_a_night_reuses_the_newest_output_before_those_that_its_settings_name(tmp_path):
     commit_run(tmp_path / "nights/2026-11-20", [ranked_part(candidates([[1.0, 2.0]]))])
     named = config(tmp_path).model_copy(update={"reuse": ["/archive"]})
-    night = Night(named, "2026-11-21", 0, 1, reuse_under=str(tmp_path / "nights"))
-    assert with_reuse(night).reuse == [str(tmp_path / "nights/2026-11-20"), "/archive"]
+    found = with_reuse(named, str(tmp_path / "nights")).reuse
+    assert found == [str(tmp_path / "nights/2026-11-20"), "/archive"]
 
 
 def test_where_no_night_was_before_a_night_reuses_nothing(tmp_path):
-    night = Night(config(tmp_path), "2026-11-21", 0, 1, reuse_under=str(tmp_path / "nothing"))
-    assert with_reuse(night) == night.config
+    named = config(tmp_path)
+    assert with_reuse(named, str(tmp_path / "nothing")) == named

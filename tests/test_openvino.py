@@ -65,7 +65,14 @@ PRECISIONS = [
 
 def profile(precision: str = "fp32", threads: int = 1, streams: int = 1, **others: int) -> Profile:
     asked = ModelConfig(name="x", precision=precision)
-    found = make_profile(asked, ComputeConfig(), "cpu", probe("cpu"), "openvino")
+    found = make_profile(
+        asked,
+        ComputeConfig(),
+        "cpu",
+        probe("cpu"),
+        operations_per_token=1e6,
+        backend="openvino",
+    )
     return replace(found, threads=threads, streams=streams, **others)
 
 

@@ -57,7 +57,9 @@ def prepared(
 
 
 def dataset(ready: Prepared, workers: int = 2, **reserved: Any) -> ray.data.Dataset:
-    profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
+    profile = make_profile(
+        ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"), operations_per_token=1e6
+    )
     compute = ComputeConfig(workers=workers)
     pool = size_pool(compute, "cpu", profile.threads, cluster.capacity())
     source = ShardSource(ready.source, ready.plan, ready.pending)
@@ -283,7 +285,9 @@ def test_a_process_that_was_interrupted_while_it_loaded_a_tokenizer_is_not_used_
         def tokenizer(self, rules: object) -> None:
             raise KeyboardInterrupt
 
-    profile = make_profile(ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"))
+    profile = make_profile(
+        ModelConfig(name="x"), ComputeConfig(), "cpu", probe("cpu"), operations_per_token=1e6
+    )
     (known,) = _stage_settings(prepared, [profile])
     settings = replace(known, description=Interrupted())
     task = ray.remote(max_retries=0)(pipeline.tokenize_block)

@@ -305,13 +305,13 @@ def test_a_small_input_is_cut_so_that_a_few_cores_have_work(write):
 
 
 def test_a_shard_for_gpus_holds_a_hundred_times_as_much(write):
-    source = write([f"q{n}" for n in range(400)])
+    source = write([f"q{n}" for n in range(800)])
     runs = [plan.find_runs(source, group) for group in source.row_groups]
     costly = plan.SHARD_OPERATIONS / 2
     rules = PairRules(1, "document")
     assert plan.make_plan(source, runs, [Load(costly, rules)]).queries.max() == 2
     made = plan.make_plan(source, runs, [Load(costly, rules)], times=plan.GPU_TIMES)
-    assert made.queries.max() == 400 // plan.SMALL_PLAN > 2
+    assert made.queries.max() == 800 // plan.SMALL_PLAN > 2
 
 
 def test_a_larger_model_makes_smaller_shards(write):

@@ -287,6 +287,49 @@ def test_more_than_a_few_poison_pairs_fail_the_shard(folder, tmp_path):
         worker.score(tokenized(few, settings))
 
 
+def test_a_score_that_is_not_finite_is_searched_for_like_a_crash(folder, tmp_path):
+    switch = tmp_path / "switch"
+    documents = plain(30)
+    documents[4] = "a plate"
+    settings = make_settings(folder(plate="nan", switch=str(switch)))
+    worker = ScoringWorker(settings, Bounds(Store(str(tmp_path / "out")), 60))
+    undisturbed = worker.score(tokenized(documents, settings))
+    assert not cost(undisturbed)["degraded"]
+    switch.touch()
+    scored = worker.score(tokenized(documents, settings))
+    assert cost(scored)["degraded"]
+    assert scored.scores["reason"].drop_null().to_pylist() == [BAD_SCORE]
+    before, after = (one.scores["score"].to_numpy() for one in (undisturbed, scored))
+    assert np.isnan(after).sum() == 1
+    others = ~np.isnan(after)
+    np.testing.assert_allclose(after[others], before[others], rtol=0, atol=1e-4)
+    # Four pairs or so stand in a batch; all others have their bits.
+    assert 1 <= np.sum(after[others] != before[others]) <= 4
+
+
+def test_a_process_that_begins_to_give_nan_costs_no_row(folder, tmp_path):
+    """As one whose GPU was spoiled does; a fresh process is sound."""
+    switch = tmp_path / "switch"
+    settings = make_settings(folder(plate="nan", switch=str(switch), once=True))
+    documents = [f"a plate {number}" for number in range(30)]
+    worker = ScoringWorker(settings, Bounds(Store(str(tmp_path / "out")), 60))
+    undisturbed = worker.score(tokenized(documents, settings))
+    switch.touch()
+    scored = worker.score(tokenized(documents, settings))
+    assert not switch.exists()
+    assert scored.scores.equals(undisturbed.scores)
+    assert not cost(scored)["degraded"]
+
+
+def test_a_model_that_gives_nan_for_everything_fails_the_shard(folder, tmp_path):
+    settings = make_settings(folder(plate="nan"))
+    worker = ScoringWorker(settings, Bounds(Store(str(tmp_path / "out")), 60))
+    said = r"fails on too many of the shard's \d+ inputs .* last because " + BAD_SCORE
+    for count in (10, 40):
+        with pytest.raises(ModelError, match=said):
+            worker.score(tokenized(plain(count), settings, query="which plate"))
+
+
 def test_poison_that_is_all_that_is_left_to_score_is_not_the_models_fault(folder):
     template = Template((), (), (), (0,) * 5, has_segments=False, pad_id=0, keep_end=False)
     description = SeveralAtOnce(folder(**{"6": "memory", "7": "memory"}))

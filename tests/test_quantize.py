@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import make_pairs
-from rankmill import Scorer, agreement, load_config, rerank, sample
+from rankmill import Scorer, agreement, load_config, profile, rerank, sample
 from rankmill.cli import app
 from rankmill.config import InputConfig, ModelConfig
 from rankmill.errors import BackendUnfit, ConfigError, InputError, ModelError, OutputError
@@ -124,6 +125,13 @@ def test_the_card_names_source_calibration_and_versions(made, tiny_model):
     assert set(card["versions"]) == {"nncf", "openvino", "torch", "transformers", "rankmill"}
     assert (card["calibration"]["lists"], card["calibration"]["pairs"]) == (30, 300)
     assert card["calibration"]["settings"]["max_length"] == 128
+
+
+def test_batches_are_as_large_as_a_runs(tiny_model, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(profile, "OPENVINO_TOKEN_BUDGET", ((1.0, 512), (math.inf, 256)))
+    made = quantize(config(tiny_model("bert"), table, tmp_path / "int8"))
+    run = Scorer(tiny_model("bert"), backend="openvino", device="cpu").profile
+    assert made.card.calibration.settings["token_budget"] == run.token_budget == 256
 
 
 def test_the_same_model_and_sample_make_the_same_folder(made, tiny_model, table, tmp_path):

@@ -54,7 +54,7 @@ def drawn(store: Store, **options) -> Page:
 
 
 def committed(store: Store) -> dict[int, Marker]:
-    return output.committed(store, FINGERPRINT)[0]
+    return output.committed(store, FINGERPRINT, (runs.stored_run(store) or {})["plan"]["shards"])[0]
 
 
 # What is on it

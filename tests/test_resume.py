@@ -69,7 +69,7 @@ def undisturbed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The output of a run that nothing happened to, with two workers."""
-    output = tmp_path_factory.mktemp("undisturbed") / "output"
+    output = tmp_path_factory.mktemp("undisturbed") / "output[v2]"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "SHARD_PAIRS", SHARD_PAIRS)
         run(candidates, output, tiny_model("bert"), **{"compute.workers": 2})
@@ -308,11 +308,45 @@ def test_parts_that_were_cut_short_or_deleted_are_computed_again(
     (output / "part-00002.parquet").unlink()
     with (output / "part-00005.parquet").open("r+b") as file:
         file.truncate(100)
+    content = bytearray((output / "part-00007.parquet").read_bytes())
+    content[100] ^= 1
+    (output / "part-00007.parquet").write_bytes(bytes(content))
     result = run(candidates, output, tiny_model("bert"))
-    assert result.manifest["shards_resumed"] == SHARDS - 2
+    assert result.manifest["shards_resumed"] == SHARDS - 3
     assert "Computed again: part-00005.parquet has 100 bytes" in caplog.text
+    assert "Computed again: part-00007.parquet is not what was committed" in caplog.text
     assert parts(output) == parts(undisturbed)
     assert_complete(output, candidates)
+
+
+def test_what_came_into_the_output_during_a_run_is_named_before_it_is_called_complete(
+    candidates, half_finished, tiny_model
+):
+    def bring(progress: Progress) -> None:
+        shutil.copy(half_finished / "part-00000.parquet", half_finished / "other.parquet")
+
+    with pytest.raises(RunFailed, match=r"holds other\.parquet, which is not of its run"):
+        run(candidates, half_finished, tiny_model("bert"), listener=bring)
+    assert not (half_finished / "_SUCCESS").exists()
+    (half_finished / "other.parquet").unlink()
+    result = run(candidates, half_finished, tiny_model("bert"))
+    assert result.manifest["shards_resumed"] == SHARDS
+    assert_complete(half_finished, candidates)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["", "tmp", "shards", "scores", "lease.json"])
+def test_a_run_through_a_link_is_not_started(
+    candidates, half_finished, tiny_model, tmp_path, name, overwrite
+):
+    (tmp_path / "victim/tmp").mkdir(parents=True)
+    place = half_finished / "_rankmill" / name
+    if place.exists():
+        place.rename(tmp_path / "aside")
+    place.symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        run(candidates, half_finished, tiny_model("bert"), overwrite=overwrite)
+    assert list((tmp_path / "victim").rglob("*")) == [tmp_path / "victim/tmp"]
 
 
 def test_a_finished_run_does_nothing_again(candidates, undisturbed, tiny_model):

@@ -89,13 +89,20 @@ def shards(tiny_model: Callable[[str], str]) -> Shards:
     )
 
 
-def record(folder: Path, scoring: Sequence[dict[str, Any]] = (SCORING,)) -> None:
+def record(folder: Path, scoring: Sequence[dict[str, Any]] = (SCORING,), shards: int = 3) -> None:
     """The run.json of an output that `commit_shard` has written to."""
     stored = {
         "fingerprint": "f" * 64,
         "profile": Profile("torch", "fp32", "cpu", "avx2", 1, 1024).to_json(),
-        "config": {"output": {"column_prefix": "rerank_"}},
-        "plan": {"shards": 3, "pairs": 3},
+        "identity": {"settings": {}},
+        "config": {
+            "input": {"columns": {}},
+            "output": {"column_prefix": "rerank_"},
+            "compute": {"gpus_per_worker": 1.0},
+        },
+        "model": {"name": "tiny", "digest": "ab" * 32},
+        "versions": {},
+        "plan": {"shards": shards, "pairs": 3, "digest": ""},
         "scoring": list(scoring),
     }
     Store(str(folder)).write(runs.RUN, json.dumps(stored).encode())
@@ -242,7 +249,7 @@ def test_the_index_finds_what_a_search_of_all_files_would(tmp_path_factory, file
         done = scored(read_rows(tables), given_scores, shard=shard)
         commit_shard(done, commit_settings(folder))
         expected = given_scores | expected
-    record(folder)
+    record(folder, shards=len(files))
     queries, documents = ([pair[side] for pair in asked] for side in (0, 1))
     place = np.arange(len(asked), dtype=np.int32)
     digests = pa.array(pair_digests(queries, documents, place, place), pa.binary(16))

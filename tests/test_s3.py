@@ -35,7 +35,8 @@ from typer.testing import CliRunner
 from conftest import make_pairs
 from fault_proxy import FaultProxy
 from ranked_runs import candidates, commit_run, ranked_part
-from rankmill import Scorer, cli, job, lease, listing, plan, reuse, s3_session, storage
+from rankmill import Scorer, cli, job, lease, listing, output, plan, reuse, s3_session, storage
+from rankmill.commit import commit_shard
 from rankmill.compare import compare
 from rankmill.config import ModelConfig, load_config
 from rankmill.errors import InputError, ModelError, OutputBusy
@@ -47,6 +48,7 @@ from rankmill.profile import Profile
 from rankmill.storage_settings import EncryptionConfig, StorageConfig
 from rankmill.store import Fence, Store
 from rankmill.tokens import PairRules, pair_digests, query_keys
+from test_commit import SCORES, TWO_LISTS, commit_settings, scored
 from test_reuse import here
 
 KEY, SECRET = "RANKMILLKEY", "kept-out-of-everything/that+is=shown"
@@ -572,6 +574,56 @@ def test_a_folder_is_listed_once_and_a_footer_is_one_request(store):
         found = listing.list_tables([store.url])
     assert [file.size > 0 for file in found.files] == [True] * 3
     assert sorted(calls) == ["get_object"] * 3 + ["list_objects_v2"]
+
+
+@only_nanio
+def test_a_start_reads_no_file_whose_tag_is_its_checksum(store):
+    settings = commit_settings(store.url)
+    for shard in range(3):
+        commit_shard(scored(TWO_LISTS, SCORES, shard=shard), settings)
+    with requests_to(store) as calls:
+        assert sorted(output.resume(store, settings.fingerprint, 3)) == [0, 1, 2]
+    assert calls.count("get_object") == 3, "the markers"
+    assert set(calls) == {"get_object", "list_objects_v2"}
+
+
+def test_a_start_takes_over_no_shard_whose_object_has_changed(store, caplog):
+    settings = commit_settings(store.url)
+    for shard in range(2):
+        commit_shard(scored(TWO_LISTS, SCORES, shard=shard), settings)
+    content = bytearray(store.read("part-00001.parquet") or b"")
+    content[20] ^= 1
+    store.write("part-00001.parquet", bytes(content))
+    assert sorted(output.resume(store, settings.fingerprint, 2)) == [0]
+    assert "part-00001.parquet is not what was committed (checksum)" in caplog.text
+
+
+@only_moto
+def test_an_object_with_another_kind_of_tag_is_read(store):
+    settings = commit_settings(store.url)
+    commit_shard(scored(TWO_LISTS, SCORES), settings)
+    content = store.read("part-00000.parquet")
+    fs, path = store._at("part-00000.parquet")
+    bucket, key, _ = fs.split_path(path)
+    place = {"Bucket": bucket, "Key": key}
+    upload = fs.call_s3("create_multipart_upload", **place)["UploadId"]
+    part = fs.call_s3("upload_part", **place, UploadId=upload, PartNumber=1, Body=content)
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    fs.call_s3("complete_multipart_upload", **place, UploadId=upload, MultipartUpload=parts)
+    assert store.listing().files["part-00000.parquet"].tag.endswith("-1")
+    assert list(output.resume(store, settings.fingerprint, 1)) == [0]
+
+
+def test_an_output_whose_name_reads_like_a_wildcard_stands_alone(store):
+    odd, other = Store(f"{store.url}/r[a2]*"), Store(f"{store.url}/ra")
+    for each in (odd, other):
+        each.write("below/b", b"one")
+        each.write("a", b"one")
+    assert odd.read_many(["a", "c"]) == {"a": b"one"}
+    odd.delete(["a", "c"])
+    odd.delete_folder("below")
+    assert (odd.sizes(), odd.sizes("below")) == ({}, {})
+    assert (other.sizes(), other.sizes("below")) == ({"a": 3}, {"b": 3})
 
 
 def test_what_another_process_wrote_is_seen_at_once(server, store):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ PAIRS = [(QUERY, document) for document in DOCUMENTS] + [("x", DOCUMENTS[0])]
 
 @pytest.fixture(scope="module")
 def scorer(tiny_model) -> Scorer:
-    return Scorer(tiny_model("bert"), device="cpu", precision="fp32", threads=1)
+    """From a path object; elsewhere a text names the folder."""
+    return Scorer(Path(tiny_model("bert")), device="cpu", precision="fp32", threads=1)
 
 
 def test_scores_are_float32_in_the_order_given(scorer):

@@ -56,7 +56,7 @@ ENVIRONMENT = {
     "AWS_SESSION_TOKEN": SESSION,
     "HF_TOKEN": HUB_TOKEN,
     "AZURE_STORAGE_ACCOUNT_KEY": SIGNATURE,
-    "PGPASSWORD_PASSWORD": PASSWORD,
+    "PGPASSWORD": PASSWORD,
 }
 
 
@@ -76,6 +76,12 @@ MESSAGES = [
     f"The AWS Access Key Id {ACCESS_KEY} does not exist in our records",
     f"401 for token {HUB_TOKEN}",
     f"connection password={PASSWORD} refused",
+    f"https://host/x?access_key={SECRET_KEY} refused",
+    f"https://host/x?a=b&key={SIGNATURE} refused",
+    f"https://host/x?auth={SIGNATURE} refused",
+    f"s3://user%3A{PASSWORD}%40bucket/in cannot be read",
+    f"user:{PASSWORD}@hub/x is no model",
+    f"AccountName=a;AccountKey={SECRET_KEY};EndpointSuffix=core.windows.net",
 ]
 
 
@@ -97,6 +103,7 @@ def test_what_the_environment_keeps_secret_is_taken_out_wherever_it_stands(plant
         "s3://bucket/candidates/part-0.parquet, row group 3, cannot be decoded: column query_id.",
         "http://127.0.0.1:9000/bucket/user@example.com cannot be read",
         "abfs://container@account.dfs.core.windows.net/in holds nothing",
+        "s3://bucket/day=?/key=*/part.parquet holds nothing at 12:30:45, ask admin@example.com",
         "max_query_tokens (600) must be below max_length (512)",
         "The tokenizer: 3 tokens, secrets: none\n\tsecond line",
         "The column 日本語 (query) is missing in /data/über uns/a.parquet",
@@ -141,6 +148,11 @@ PLACES = [
             f"s3://{ACCESS_KEY}:{SECRET_KEY}@bucket/in",
             f"https://host/a.parquet?X-Amz-Credential={ACCESS_KEY}&X-Amz-Signature={SIGNATURE}",
             f"abfs://c@a.dfs.core.windows.net/in?sig={SIGNATURE}",
+            f"https://host/x?access_key={SECRET_KEY}",
+            f"https://host/x?key={SIGNATURE}",
+            f"https://host/x?auth={SIGNATURE}",
+            f"user:{PASSWORD}@hub/x",
+            f"s3://user%3A{PASSWORD}%40bucket/in",
         )
     ),
     ("--set", f"input.path=[good, s3://k:{PASSWORD}@bucket/in]"),
@@ -185,6 +197,42 @@ def test_credentials_in_a_configuration_are_refused_and_never_shown(settings, co
     path.write_text(settings)
     code, shown = command("plan", path)
     assert code == 2, shown
+    assert not leaked(shown)
+
+
+SETTINGS = {
+    "model.revision": HUB_TOKEN,
+    "model.instruction": f"Judge with {HUB_TOKEN}",
+    "input.columns.query": f"password={PASSWORD}",
+    "output.column_prefix": ACCESS_KEY,
+    "storage.region": SESSION,
+    "compute.labels.zone": PASSWORD,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_run_json_would_keep_holds_no_credential(name, planted, command):
+    value = SETTINGS[name]
+    code, shown = command(
+        *("plan", "--input", "in.parquet", "--output", "out", "--model", "demo"),
+        *("--set", f"{name}={value}"),
+    )
+    assert code == 2, shown
+    assert f"{name} holds a credential" in " ".join(shown.split())
+    assert not leaked(shown)
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["", "json"])
+def test_a_plan_shows_its_settings_masked(command, tiny_model, tmp_path, flags):
+    """A sentence may speak of a password without being one; what follows is not shown."""
+    pq.write_table(make_pairs(2, 2), tmp_path / "in.parquet")
+    code, shown = command(
+        *("plan", "--input", tmp_path / "in.parquet", "--output", tmp_path / "out"),
+        *("--model", tiny_model("qwen3"), "--set", "model.prompt=qwen3-reranker"),
+        *("--set", f"model.instruction='Mails that ask for a password: {PASSWORD}'", *flags),
+    )
+    assert code == 0, shown
+    assert f"ask for a password: {MASK}" in shown
     assert not leaked(shown)
 
 

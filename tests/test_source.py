@@ -151,6 +151,7 @@ def test_a_missing_column_is_named_with_the_file_and_the_setting(write, refusal,
     message = refusal(columns=columns)
     assert f"The column {missing} ({missing}) is missing in {path}." in message
     assert f"input.columns.{missing}" in message
+    assert (f"input.columns.{missing}=null" in message) == missing.endswith("_id")
     assert ", ".join(k for k in PAIRS if k != missing) in message
 
 

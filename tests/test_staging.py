@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -466,14 +467,28 @@ def test_texts_come_to_candidates_in_any_order(site: Site, either_way: None) -> 
 
 @pytest.mark.parametrize("twice", ["queries", "documents"])
 def test_an_id_that_stands_twice_is_named_before_anything_starts(
-    site: Site, either_way: None, twice: str
+    site: Site,
+    either_way: None,
+    twice: str,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("rankmill"), "propagate", True)
+    caplog.set_level(logging.INFO, "rankmill")
     tables = {"queries": QUERY_TABLE, "documents": DOCUMENTS}
     tables[twice] = pa.concat_tables([tables[twice], tables[twice].slice(3, 1)])
     doubled = str(tables[twice].column(0)[3].as_py())
-    ready = prepare(site.config("out", site.ids(**tables)))
+    # Its rows lie apart, too.
+    chosen = shuffled(PAIRS.select(["query_id", "doc_id"]))
+    ready = prepare(site.config("out", site.ids(chosen, **tables)))
     with Lease(ready.store) as lease, pytest.raises(InputError) as caught:
         ready.staging.carry_out(lease)
+    # Nothing is left, and no sort was paid for where the table could be looked at before.
+    assert site.beside() == []
+    assert ("sorting 96 rows" in caplog.text) == (
+        request.node.callspec.params["either_way"] == "join"
+    )
     assert f"input.{twice}" in caught.value.message
     assert doubled in caught.value.message
     assert "Keep one row" in str(caught.value.remedy)

@@ -18,7 +18,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # From the bottom up. A module imports only from rows above its own; a package is one unit.
 LAYERS = [
     ["masking"],
-    ["errors", "labels", "logs", "settings_yaml"],
+    ["cells", "errors", "labels", "logs", "settings_yaml"],
     ["s3_session", "schema", "settings"],
     ["gate_settings", "rank_settings", "results", "storage_settings"],
     ["config", "s3"],
@@ -36,7 +36,17 @@ LAYERS = [
     ["own_pairs"],
     ["prompt_spans", "prompts", "tokenizer"],
     ["prompt_tokenizer"],
-    ["attempts", "integrity", "lease", "local_cluster", "models", "plan", "pool"],
+    [
+        "attempts",
+        "checksum",
+        "integrity",
+        "lease",
+        "local_cluster",
+        "models",
+        "plan",
+        "pool",
+        "records",
+    ],
     ["apart", "backend", "flight", "partitions", "portions", "runs", "sample", "watchdog"],
     ["calibration", "capacity", "scorer", "scoring_process"],
     ["isolation", "output", "stages"],

@@ -67,7 +67,9 @@ def resolve(
         return Resolved(
             on_torch, hint="OpenVINO scores faster than torch on CPUs: pip install 'rankmill[cpu]'."
         )
-    on_openvino = make_profile(model, compute, device, hardware, "openvino", operations)
+    on_openvino = make_profile(
+        model, compute, device, hardware, operations_per_token=operations, backend="openvino"
+    )
     try:
         description.prepare(on_openvino)
     except BackendUnfit as unfit:
@@ -93,7 +95,14 @@ def _int8(
             "Set compute.device to cpu and model.backend to auto, or score the model that was "
             "quantized.",
         )
-    operations = description.operations_per_token
-    profile = make_profile(model, compute, device, hardware, "openvino", operations, int8=True)
+    profile = make_profile(
+        model,
+        compute,
+        device,
+        hardware,
+        operations_per_token=description.operations_per_token,
+        backend="openvino",
+        int8=True,
+    )
     description.prepare(profile)
     return profile

@@ -20,21 +20,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from rankmill import rank, runs, storage
+from rankmill import rank
 from rankmill.calibration import Calibration, Isotonic, Platt, ScoredBy, scoring_settings
 from rankmill.errors import InputError
 from rankmill.evaluate.measures import Floats
+from rankmill.evaluate.origin import Origin, find_origin, prefix_of
 from rankmill.folds import FOLDS, SEED, JudgedScores, fold_queries, read_scores
 from rankmill.qrels import TableSource
 from rankmill.rank import Int32
 from rankmill.storage_settings import StorageConfig, of_profile
-from rankmill.store import Store
 
 BINS = 15
 CurveMethod = Literal["platt", "isotonic"]
 Labels = npt.NDArray[np.bool_]
 # The sigmoid of a large score is 0 or 1 in float32; the loss of an outcome is kept finite.
 _LEAST = 1e-7
+_CUT = (
+    "the curve is that of the best candidates, and too high for the others. Calibrate on a run "
+    "without that."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +73,17 @@ def calibrate(
     """Fit a curve to the scores of a run's output, and judge it by cross-validation over queries.
 
     ranked: the output folder, whose run.json says how the scores were made. profile: of the AWS
-    configuration. Of a cascade the scores of the last stage count.
+    configuration. Of a cascade the scores of the last stage count. What a run cut
+    (`output.top_k`) is missing from the curve: a warning says so, and `fitted` in the calibration.
 
     Raises `InputError` where there is no run, or too little of either kind of rows, and as
     `evaluate` does.
     """
     access = of_profile(profile)
-    record = _record(ranked, access)
-    prefix = str(record["config"]["output"]["column_prefix"])
-    scores = read_scores(ranked, qrels, prefix=prefix, ids=ids, access=access)
+    origin = _origin(ranked, access)
+    origin.warn_of_cuts(_CUT)
+    record = origin.record
+    scores = read_scores(ranked, qrels, prefix=prefix_of(origin), ids=ids, access=access)
     query, score, relevant, unjudged = _pairs(scores)
     # A query without rows has nothing to fit.
     known, number_of = np.unique(query, return_inverse=True)
@@ -103,6 +109,7 @@ def calibrate(
         "pairs": len(score),
         "relevant": int(relevant.sum()),
         "unjudged": unjudged,
+        "cut": dict(origin.cuts),
         "folds": folds,
         "seed": seed,
         "held_out": {row.pop("of"): row for row in held_out.to_dict("records")},
@@ -159,16 +166,14 @@ def reliability(probability: Floats, relevant: Labels) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def _record(ranked: str, access: StorageConfig) -> dict[str, Any]:
-    store = Store(ranked, access)
-    with storage.reaching(store.url):
-        record = runs.stored_run(store)
-    if record is None:
+def _origin(ranked: str, access: StorageConfig) -> Origin:
+    found = find_origin(ranked, access)
+    if found is None:
         raise InputError(
             f"{ranked} is no output folder of a run, so nothing says how its scores were made.",
             "Give the folder that holds the part files and _rankmill.",
         )
-    return record
+    return found
 
 
 def _pairs(scores: JudgedScores) -> tuple[Int32, Floats, Labels, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from rankmill import capacity
+from rankmill.cells import cell
 from rankmill.progress import duration
 
 
@@ -16,11 +16,11 @@ def capacity_tables(facts: Sequence[dict[str, Any]]) -> Iterator[Table]:
     """Hours by the number of workers, a table a model and kind of worker."""
     for one in facts:
         measured, hours = one["measured"], one["hours"]
-        label = f"{escape(one['label'])}: " if one["label"] else ""
+        label = f"{one['label']}: " if one["label"] else ""
         worker = capacity.Worker(**one["worker"]).name
         unit = "core" if one["gpu_hours"] is None else "GPU"
         table = Table(
-            title=f"{label}{escape(one['model'])} on {escape(worker)}",
+            title=cell(f"{label}{one['model']} on {worker}", "table.title"),
             caption=f"{one['pairs']:,} pairs, about {one['tokens_estimated']:,} tokens: "
             f"{_hours(one[f'{unit.lower()}_hours'])} {unit}-hours of scoring\n"
             f"A worker did {measured['tokens_per_second']:,.0f} tokens/s, "

@@ -21,7 +21,7 @@ from rankmill.export_command import export_command
 from rankmill.forecast import capacity_facts
 from rankmill.masking import has_credentials
 from rankmill.models.presets import presets
-from rankmill.nightly import read_date
+from rankmill.nightly import read_date, with_reuse
 from rankmill.nightly_command import nightly_command
 from rankmill.prepared import prepare
 from rankmill.quantize_command import quantize_command
@@ -119,7 +119,7 @@ def rerank(
       rankmill rerank configs/s3.yaml --set output.top_k=20
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_, date)
-    with console.own_stdout() as stdout:
+    with console.stoppable(wanted.output.path), console.own_stdout() as stdout:
         with console.progress() as tell:
             try:
                 result = job.rerank(wanted, overwrite=overwrite, listener=tell)
@@ -149,6 +149,10 @@ def plan(
         list[str] | None,
         typer.Option(help="Output of a run with the same model: its rates tell what is needed."),
     ] = None,
+    reuse_under: Annotated[
+        str | None,
+        typer.Option(help="As nightly's: the newest complete output in this folder is reused."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do, and do nothing.
@@ -165,7 +169,7 @@ def plan(
     """
     wanted = _config(config, input_, output, model, top_k, limit, set_, date)
     with console.own_stdout() as stdout:
-        ready = prepare(wanted, overwrite=overwrite)
+        ready = prepare(with_reuse(wanted, reuse_under), overwrite=overwrite)
         facts = console.plan_facts(ready, rate)
         facts["capacity"] = capacity_facts(ready, rates_from or [])
         if as_json:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from rankmill.cells import cell
 from rankmill.compare import Comparison
 from rankmill.compare.spread import Spread
 
@@ -30,10 +31,10 @@ _NUMBERS_WIDTH = 40
 
 def print_comparison(out: Console, found: Comparison) -> None:
     """Counts, agreement, drift, and the largest movers."""
-    out.print(f"a: {found.run_a.url}", markup=False, soft_wrap=True)
-    out.print(f"b: {found.run_b.url}", markup=False, soft_wrap=True)
+    out.print(cell(f"a: {found.run_a.url}"), soft_wrap=True)
+    out.print(cell(f"b: {found.run_b.url}"), soft_wrap=True)
     for name, (a, b) in found.settings().items():
-        out.print(f"{name}: {a} → {b}", markup=False, soft_wrap=True)
+        out.print(cell(f"{name}: {a} → {b}"), soft_wrap=True)
     out.print()
     out.print(_counts(found.changes.counts))
     out.print()
@@ -93,9 +94,16 @@ def _examples(examples: list[dict[str, object]], width: int) -> Table:
     names = [name for name in examples[0] if name not in ("query_text", "document_text")]
     table = _table(*(name.replace("_", " ") for name in names), width=width)
     for told in examples:
-        # A text that was asked for says more than the id.
-        table.add_row(*(_cell(told.get(f"{name}_text") or told[name]) for name in names))
+        table.add_row(*(_cell(_with_text(told, name)) for name in names))
     return table
+
+
+def _with_text(told: Mapping[str, object], name: str) -> object:
+    """A value; an id before the text that was asked for, as only ids can be looked up."""
+    value, text = told[name], told.get(f"{name}_text")
+    if not text or text == value:
+        return value
+    return text if value is None else f"{value}: {text}"
 
 
 def _table(*columns: str, width: int | None = None) -> Table:
@@ -110,13 +118,13 @@ def _table(*columns: str, width: int | None = None) -> Table:
     return table
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> Text:
     if isinstance(value, float):
-        return _number(value)
+        return Text(_number(value))
     if isinstance(value, int):
-        return f"{value:,}"
+        return Text(f"{value:,}")
     # A document of many lines is told in one.
-    return "-" if value is None else escape(" ".join(str(value).split()))
+    return cell("-" if value is None else " ".join(str(value).split()))
 
 
 def _number(value: float) -> str:

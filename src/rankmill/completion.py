@@ -74,10 +74,15 @@ def finish(
         manifest["rank"] = ready.ranking
     if len(ready.models) > 1:
         manifest["models"] = _by_model(ready, run, pools, done)
-    output.remove_scraps(ready.store)
+    try:
+        with ready.store.locked():
+            output.remove_scraps(ready.store)
+        ready.store.delete_folder(ATTEMPTS)
+        ready.staging.remove()
+        output.refuse_strangers(ready.store, len(ready.plan))
+    except OutputError as error:  # too late to be one: all is committed
+        raise RunFailed(error.message, error.remedy) from error
     ready.store.write(runs.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    ready.store.delete_folder(ATTEMPTS)
-    ready.staging.remove()
     gates.refuse_failed(found, ready.store.url, manifest)
     ready.store.write(runs.SUCCESS, b"")
     return _result(ready.store, manifest, counters)
@@ -115,9 +120,9 @@ def _failure(store: Store, missing: list[int], shards: int) -> RunFailed:
 
 
 def already_complete(ready: Prepared) -> RunResult:
-    """What a finished run left. Raises `OutputError` where its manifest is gone."""
-    manifest = json.loads(ready.store.read(runs.MANIFEST) or b"{}")
-    if "files" not in manifest:
+    """What a finished run left. Raises `OutputError` where its manifest is gone or damaged."""
+    manifest = runs.stored_manifest(ready.store)
+    if manifest is None:
         raise OutputError(
             f"{ready.store.url} has {runs.SUCCESS} but no {runs.MANIFEST}.",
             f"Remove {runs.SUCCESS} and run the same command again.",

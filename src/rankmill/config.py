@@ -16,7 +16,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from rankmill import labels
 from rankmill.errors import ConfigError
 from rankmill.gate_settings import GatesConfig
-from rankmill.masking import has_credentials
+from rankmill.masking import has_credentials, secret_setting
 from rankmill.rank_settings import RankConfig
 from rankmill.results import (
     Results,
@@ -26,11 +26,13 @@ from rankmill.results import (
 )
 from rankmill.settings import (
     DATE,
+    AnyPath,
     Name,
     PositiveInt,
     Section,
     Setting,
     fill_date,
+    plain,
     put,
     read_section,
     read_yaml,
@@ -300,6 +302,11 @@ class RunConfig(Section):
         # A store's bulk calls would take the wildcard for one and reach other folders.
         if "://" in self.output.path and re.search(r"[*?\[]", self.output.path):
             raise ValueError("output.path must name one folder, without the characters * ? [")
+        if (secret := secret_setting(self.model_dump(mode="json"))) is not None:
+            raise ValueError(
+                f"{secret} holds a credential by its form, or the value of an environment variable "
+                "that is named for one; run.json would keep it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -372,7 +379,7 @@ class RunConfig(Section):
 
 def load_config(
     path: str | Path | None = None,
-    overrides: Mapping[str, Setting] | None = None,
+    overrides: Mapping[str, Setting | AnyPath] | None = None,
     date: str | None = None,
 ) -> RunConfig:
     """Read a YAML file and apply overrides with dotted keys (`{"output.top_k": 20}`).
@@ -384,7 +391,7 @@ def load_config(
     """
     values = {} if path is None else read_yaml(Path(path))
     for dotted, value in (overrides or {}).items():
-        put(values, dotted, value)
+        put(values, dotted, plain(value))
     if date is not None:
         values = fill_date(values, date)
     return read_section(RunConfig, values, f" in {path}" if path is not None else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -16,17 +17,18 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from rankmill import load, logs, markers, runs
+from rankmill.cells import Cell, cell, facts_table
 from rankmill.demo.run import DemoResult
 from rankmill.errors import RankmillError
 from rankmill.evaluation_tables import evaluation_table
 from rankmill.export import ExportResult
-from rankmill.masking import mask
+from rankmill.masking import mask, mask_values
 from rankmill.models import presets
 from rankmill.prepared import Prepared
 from rankmill.progress import Listener, Progress, duration
@@ -77,9 +79,23 @@ def show_error(error: RankmillError) -> None:
         ended = {"remedy": error.remedy, "exit_code": error.exit_code}
         log.error("%s", error.message, extra=ended)
         return
-    errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
+    errors.print(Text("Error:", "bold red"), cell(error.message), soft_wrap=True)
     if error.remedy:
-        errors.print(f"[bold]To mend it:[/] {escape(error.remedy)}", soft_wrap=True)
+        errors.print(Text("To mend it:", "bold"), cell(error.remedy), soft_wrap=True)
+
+
+@contextmanager
+def stoppable(output: str) -> Iterator[None]:
+    """Ctrl-C ends a run with a word of what stays of it, on stderr; the exit code is 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        told = f"Stopped. What is committed in {output} stays; the same command resumes."
+        if logs.are_json():
+            log.error("%s", told, extra={"exit_code": 128 + signal.SIGINT})
+        else:
+            errors.print(cell(told), soft_wrap=True)
+        raise
 
 
 @contextmanager
@@ -127,7 +143,7 @@ class _LineLog:
 def manifest_table(manifest: dict[str, Any], output: str) -> Table:
     """What a finished run did."""
     profile, workers = manifest["profile"], manifest["workers"]["workers"]
-    rows = [
+    rows: list[tuple[Cell, Cell]] = [
         ("output", output),
         ("model", f"{manifest['model']['name']} ({manifest['model']['digest'][:12]})"),
         ("computed by", f"{profile['backend']} {profile['precision']} on {profile['device']}"),
@@ -138,11 +154,8 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
         ("  below the cut", f"{manifest['rows_below_cut']:,}"),
         ("  in quarantine", f"{manifest['rows_quarantined']:,}"),
         ("pairs scored", f"{manifest['pairs_scored']:,}"),
-        *(
-            (f"  {label}", f"{one['pairs']:,} by {escape(one['model']['name'])}")
-            for label, one in manifest.get("models", {}).items()
-        ),
         ("pairs reused", f"{manifest['pairs_reused']:,}"),
+        *_given_to_models(manifest.get("models", {})),
         ("pairs cut to length", f"{manifest['pairs_truncated']:,}"),
         ("time", duration(manifest["seconds"])),
         ("pairs/s", f"{manifest['pairs_per_second']:,.0f}"),
@@ -151,6 +164,15 @@ def manifest_table(manifest: dict[str, Any], output: str) -> Table:
     rows += [(f"    {reason}", f"{count:,}") for reason, count in manifest["quarantine"].items()]
     rows += [gate_row(gate) for gate in manifest.get("gates", [])]
     return facts_table(rows)
+
+
+def _given_to_models(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What each of several models was given: a pair counts for each, so this adds up to more."""
+    if models:
+        yield "pairs given to", ""
+    for label, one in models.items():
+        reused = f", {one['reused']:,} of them reused" if one["reused"] else ""
+        yield f"  {label}", f"{one['pairs']:,} by {one['model']['name']}{reused}"
 
 
 def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
@@ -181,7 +203,7 @@ def plan_facts(ready: Prepared, rate: float | None) -> dict[str, Any]:
         "reuse": [one.to_json() for one in ready.previous],
         "model": ready.model.description.to_json(),
         "models": _model_facts(ready, seconds) if len(ready.models) > 1 else [],
-        "config": ready.config.model_dump(mode="json"),
+        "config": mask_values(ready.config.model_dump(mode="json")),
     }
 
 
@@ -214,7 +236,7 @@ def plan_table(facts: dict[str, Any]) -> Table:
     seconds = facts["seconds_estimated"]
     model, theirs = facts["model"], facts["authors_length"]
     hint = "" if theirs is None else f" (the authors use {theirs:,})"
-    rows = [
+    rows: list[tuple[Cell, Cell]] = [
         ("input", f"{facts['files']:,} file(s), layout {facts['layout']}"),
         ("queries", f"{facts['queries']:,}"),
         ("pairs", f"{facts['pairs']:,}"),
@@ -229,13 +251,10 @@ def plan_table(facts: dict[str, Any]) -> Table:
             _unknown_time(facts) if seconds is None else duration(seconds),
         ),
     ]
-    rows += [(f"  {escape(one['label'])}", _model_line(one)) for one in facts["models"]]
+    rows += [(f"  {one['label']}", _model_line(one)) for one in facts["models"]]
     rows += list(_staging_rows(facts))
-    rows += [
-        ("scores to reuse", f"{one['pairs']:,} in {escape(one['output'])}")
-        for one in facts["reuse"]
-    ]
-    rows += [(key, escape(str(value))) for key, value in _flat(facts["config"])]
+    rows += [("scores to reuse", f"{one['pairs']:,} in {one['output']}") for one in facts["reuse"]]
+    rows += [(key, str(value)) for key, value in _flat(facts["config"])]
     return facts_table(rows)
 
 
@@ -243,7 +262,7 @@ def _model_line(one: dict[str, Any]) -> str:
     seconds = one["seconds_estimated"]
     time = "" if seconds is None else f", {duration(seconds)}"
     return (
-        f"{escape(one['name'])}: about {one['pairs_estimated']:,} pairs of up to "
+        f"{one['name']}: about {one['pairs_estimated']:,} pairs of up to "
         f"{one['max_length']:,} tokens, {100 * one['share']:.0f} % of the work{time}"
     )
 
@@ -257,7 +276,7 @@ def _staging_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         else:
             yield f"input.{name}", f"{size}, {found['strategy']}"
     if facts["staging_folder"] is not None:
-        yield "staging folder", f"{escape(facts['staging_folder'])} (removed at the end)"
+        yield "staging folder", f"{facts['staging_folder']} (removed at the end)"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -270,11 +289,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + key, value
 
 
-def gate_row(gate: Mapping[str, Any]) -> tuple[str, str]:
+def gate_row(gate: Mapping[str, Any]) -> tuple[Cell, Cell]:
     """A gate's setting and limit, and what was found."""
     found = "not measured" if gate["found"] is None else f"{gate['found']:.4g}"
-    verdict = "passed" if gate["passed"] else "[red]failed[/]"
-    return f"gate {gate['name']} {gate['limit']:g}", f"{found}, {verdict}"
+    verdict = cell("passed") if gate["passed"] else cell("failed", "red")
+    return f"gate {gate['name']} {gate['limit']:g}", Text(f"{found}, ").append_text(verdict)
 
 
 def print_demo(out: Console, found: DemoResult) -> None:
@@ -282,13 +301,13 @@ def print_demo(out: Console, found: DemoResult) -> None:
     out.print(evaluation_table(found.evaluation))
     out.print("\n[bold]Three questions[/], their first answers before and after (✓: right)")
     for sample in found.samples:
-        title = f"\n{sample.what}: [italic]{escape(sample.question)}"
+        title = Text(f"\n{sample.what}: ").append_text(cell(sample.question, "italic"))
         table = Table(title=title, title_justify="left", box=None)
         table.add_column("BM25", no_wrap=True)
         table.add_column("reranked", no_wrap=True)
         for before, after in zip(sample.before, sample.after):
             table.add_row(
-                *(f"{'✓' if right else ' '} {escape(doc)}" for doc, right in (before, after))
+                *(cell(f"{'✓' if right else ' '} {doc}") for doc, right in (before, after))
             )
         out.print(table)
     run = found.run
@@ -302,13 +321,13 @@ def print_demo(out: Console, found: DemoResult) -> None:
         "  rankmill rerank --input candidates.parquet --output ranked --model demo",
     )
     for line in lines:
-        out.print(line, soft_wrap=True)
+        out.print(cell(line), soft_wrap=True)
 
 
 def export_table(found: ExportResult) -> Table:
     """What an export made, and of what; what was dropped, and why."""
     counts, report = found.counts, found.report
-    rows = [
+    rows: list[tuple[Cell, Cell]] = [
         ("output", f"{found.output} ({len(found.files):,} file(s))"),
         ("examples", f"{counts.examples:,}"),
         ("columns", ", ".join(report["columns"]) or "TREC run"),
@@ -324,13 +343,3 @@ def export_table(found: ExportResult) -> Table:
     if counts.positives_missing:
         rows.append(("relevant, not in the lists", f"{counts.positives_missing:,}"))
     return facts_table(rows)
-
-
-def facts_table(rows: list[tuple[str, str]]) -> Table:
-    """Names and values, a line each."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    return table

@@ -23,7 +23,7 @@ from rankmill.pool import Capacity, Pool, choose_device, cores_a_worker, size_po
 from rankmill.profile import Backend, Profile
 from rankmill.rank_settings import FuseConfig
 from rankmill.results import Results
-from rankmill.settings import Setting, read_section
+from rankmill.settings import AnyPath, Setting, plain, read_section
 from rankmill.stages import StageSettings
 from rankmill.tokens import Overflow, PairRules, Pooling, Truncation
 
@@ -52,7 +52,7 @@ class _Settings:
 
 def rerank_dataset(
     ds: Dataset,
-    model: str = "demo",
+    model: AnyPath = "demo",
     *,
     revision: str | None = None,
     scorer: str | None = None,
@@ -83,14 +83,15 @@ def rerank_dataset(
     `fuse` (the settings of `rank.fuse`) adds `rerank_fused` float32, by which rows are then ranked;
     `calibration` (a file of `rankmill calibrate`) adds `rerank_probability` float32.
 
-    Rows are grouped by query with a shuffle, so their order is Ray's and there is no plan, no
-    commit and no resume: use `rerank` for a job.
+    Rows are grouped by `query_id`, or by the query's text where Ray knows the schema and finds no
+    such column (elsewhere `columns={"query_id": None}` says so). That is a shuffle, so their order
+    is Ray's and there is no plan, no commit and no resume: use `rerank` for a job.
 
     Raises `ConfigError` or `ModelError` at once, and `InputError` for a missing or mistyped column
     at once where Ray knows the schema; otherwise the execution fails with it.
     """
     asked = {
-        "name": model,
+        "name": plain(model),
         "revision": revision,
         "scorer": scorer,
         "backend": backend,
@@ -113,6 +114,8 @@ def rerank_dataset(
     added = tuple(column_prefix + name for name in (*results.columns, "error"))
     known = ds.schema(fetch_if_missing=False)
     if known is not None and isinstance(known.base_schema, pa.Schema):
+        if names.query_id not in known.names and "query_id" not in names.model_fields_set:
+            names = names.model_copy(update={"query_id": None})
         _check_columns(known.base_schema, names, added, rule)
     description = describe(config)
     refuse_instructions(description, names.instruction)

@@ -4,6 +4,7 @@ RankmillError      1   (never raised itself)
 ├── StartError     2   nothing was started
 │   ├── ConfigError    a setting, a flag, an unknown key
 │   ├── InputError     a file, a column, a type, an order of rows
+│   │   └── DoubledIds     an id of a table of texts that stands in several rows
 │   ├── ModelError     a model that cannot be found, trusted or loaded
 │   │   └── BackendUnfit   another backend can score it
 │   └── OutputError    an output folder that holds something else
@@ -60,6 +61,10 @@ class ConfigError(StartError):
 
 class InputError(StartError):
     """The input cannot be used: a missing file or column, a wrong type, rows out of order."""
+
+
+class DoubledIds(InputError):
+    """An id has more than one text; only another table mends that."""
 
 
 class ModelError(StartError):

@@ -39,7 +39,11 @@ def evaluate_command(
         typer.Option(help="Names joined by commas: ndcg, map, mrr, hit, recall, precision, @k."),
     ] = ",".join(METRICS),
     baseline: Annotated[
-        str | None, _comparing("A column with another order to compare with, e.g. bm25_rank.")
+        str | None,
+        _comparing(
+            "A column with another order to compare with, e.g. bm25_rank. The run must hold all "
+            "candidates (no output.top_k)."
+        ),
     ] = None,
     by: Annotated[
         list[str] | None, _comparing("Slice the queries by this column; repeatable.")
@@ -51,7 +55,9 @@ def evaluate_command(
         str | None,
         _comparing("Quality had only the baseline's first N been reranked: 5,10,20,50,100."),
     ] = None,
-    prefix: Annotated[str, _columns("The run's output.column_prefix.")] = "rerank_",
+    prefix: Annotated[
+        str | None, _columns("The run's output.column_prefix, where run.json does not say it.")
+    ] = None,
     query_id: Annotated[str, _columns("The ranked table's query column.")] = "query_id",
     doc_id: Annotated[str, _columns("The ranked table's document column.")] = "doc_id",
     per_query: Annotated[

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from rankmill.cells import cell
 from rankmill.evaluate import Evaluation
 from rankmill.evaluate.significance import RESAMPLES
 
@@ -33,14 +34,13 @@ def print_evaluation(out: Console, found: Evaluation) -> None:
             of = f" of {run}" if found.runs is not None else ""
             out.print()
             out.print(
-                f"If only the first candidates by {found.reference} had been scored{of}:",
-                markup=False,
+                cell(f"If only the first candidates by {found.reference} had been scored{of}:")
             )
             for table in _depth_tables(frame, found, out.width):
                 out.print(table)
     out.print()
     for line in lines(found):
-        out.print(line, markup=False)
+        out.print(cell(line))
 
 
 def evaluation_table(found: Evaluation) -> Table:
@@ -59,7 +59,10 @@ def evaluation_table(found: Evaluation) -> Table:
 
 def lines(found: Evaluation) -> Iterator[str]:
     """What the tables stand on, and what their columns are."""
-    yield f"{found.queries_judged:,} judged queries; those missing from a ranking count 0."
+    yield (
+        f"{found.queries_judged:,} judged queries; those missing from a ranking count 0, as do "
+        "those without a relevant document."
+    )
     for name, counts in found.run_counts.items():
         documents = counts.documents_judged + counts.documents_unjudged
         yield (
@@ -82,10 +85,10 @@ def _runs_table(found: Evaluation, runs: pd.DataFrame) -> Table:
         rows = runs[runs["metric"] == metric].to_dict("records")
         if found.baseline is not None:
             baseline = _mean(rows[0]["reference"])
-            table.add_row(metric, escape(str(found.reference)), baseline, *[""] * 4)
+            table.add_row(metric, cell(found.reference), baseline, *[""] * 4)
         for at, row in enumerate(rows):
             shown = metric if at == 0 and found.baseline is None else ""
-            run = escape(str(row["run"]))
+            run = cell(row["run"])
             table.add_row(shown, run, _mean(row["value"]), *differences(row))
         table.add_section()
     return table
@@ -103,14 +106,14 @@ def _slice_tables(
             for (label, queries), rows in frame.groupby(["slice", "queries"], sort=False):
                 values = rows.set_index("metric")["value"]
                 means = (_mean(values[name]) for name in metrics)
-                table.add_row(escape(str(label)), f"{queries:,}", *means)
+                table.add_row(cell(label), f"{queries:,}", *means)
             yield table
     else:
         run = [] if found.runs is None else ["run"]
         shown_columns = ("mean", "difference", "p rand.", "p boot.")
         table = _table(f"by {by}", "queries", "metric", *run, *shown_columns)
         for (label, queries), rows in frame.groupby(["slice", "queries"], sort=False):
-            shown = (escape(str(label)), f"{queries:,}")
+            shown: tuple[str | Text, str] = (cell(label), f"{queries:,}")
             last = ""
             for row in rows.sort_values("metric", key=_order(found), kind="stable").to_dict(
                 "records"
@@ -118,7 +121,7 @@ def _slice_tables(
                 difference, _, *p_values = differences(row)
                 named = (
                     "" if row["metric"] == last else row["metric"],
-                    *([escape(row["run"])] if run else []),
+                    *([cell(row["run"])] if run else []),
                 )
                 last = row["metric"]
                 table.add_row(*shown, *named, _mean(row["value"]), difference, *p_values)
@@ -162,9 +165,9 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in columns:
         if name in ("metric", "run") or name.startswith("by "):
-            table.add_column(escape(name), overflow="fold")
+            table.add_column(cell(name), overflow="fold")
         else:
-            table.add_column(escape(name), justify="right", no_wrap=True)
+            table.add_column(cell(name), justify="right", no_wrap=True)
     return table
 
 

@@ -86,6 +86,11 @@ def start(model: ScorerModel, batch: TokenBatch) -> Pending:
     return model.start(batch) if isinstance(model, AsyncModel) else _WhenAsked(model, batch)
 
 
+def is_finite(scores: Float32) -> bool:
+    """Whether all scores of a batch are."""
+    return bool(np.isfinite(scores).all())
+
+
 def _instead(flight: _Flight) -> list[tuple[Indices, bool]]:
     """What to try in place of a batch that did not fit, last first."""
     if not flight.alone:

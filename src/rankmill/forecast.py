@@ -73,5 +73,5 @@ def _rates_in(store: Store) -> list[Rate]:
                 "earlier version of rankmill wrote it.",
                 "Name the output of a run by this version (rankmill rerank --limit 200 is enough).",
             )
-        found, _ = output.committed(store, str(record["fingerprint"]))
+        found, _ = output.committed(store, record["fingerprint"], record["plan"]["shards"])
     return capacity.rates(record, found.values())

@@ -1,22 +1,22 @@
 """Whether an output holds what was committed: at a glance for a start, to the last byte on demand.
 
-The glance costs three listings, however many shards there are. The full check reads every file.
+The glance costs the markers and three listings. The full check reads every file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
 from rankmill import markers, schema, storage
 from rankmill.markers import PRIVATE, QUARANTINE, SCORES, Marker, WrittenFile
 from rankmill.results import ONE_MODEL, Results
-from rankmill.store import Store
+from rankmill.store import Listed, Listing, Store
 
 _SUCCESS, _MANIFEST = "_SUCCESS", f"{PRIVATE}/manifest.json"
 
@@ -31,24 +31,35 @@ class Expected:
     results: Results = ONE_MODEL
 
 
-def sizes(store: Store) -> dict[str, int]:
-    """Bytes of every file that shards consist of, by name relative to the output."""
-    found = store.sizes()
+def listed(store: Store, top: Listing) -> dict[str, Listed]:
+    """Every file that shards consist of, by name relative to the output. top: its own listing."""
+    found = dict(top.files)
     for folder in (SCORES, QUARANTINE):
-        found |= {f"{folder}/{name}": size for name, size in store.sizes(folder).items()}
+        files = store.listing(folder).files
+        found |= {f"{folder}/{name}": file for name, file in files.items()}
     return found
 
 
-def glance(marker: Marker, fingerprint: str, listed: Mapping[str, int]) -> str | None:
-    """What is wrong with a committed shard as far as a listing shows, or None."""
+def glance(
+    marker: Marker, fingerprint: str, shards: int, files: Mapping[str, Listed]
+) -> str | None:
+    """What is wrong with a committed shard as far as its marker and a listing show, or None.
+
+    shards: of the run. files: see `listed`.
+    """
+    name = markers.marker_name(marker.shard)
     if marker.fingerprint != fingerprint:
-        return f"shard {marker.shard} is of another run"
+        return f"{name}: shard {marker.shard} is of another run"
+    if marker.shard >= shards:
+        return f"{name}: the run has {shards} shards"
+    if (problem := marker.contradiction()) is not None:
+        return f"{name}: {problem}"
     for file in marker.files:
-        found = listed.get(file.name)
+        found = files.get(file.name)
         if found is None:
             return f"{file.name} is missing"
-        if found != file.size:
-            return f"{file.name} has {found} bytes, its marker says {file.size}"
+        if found.size != file.size:
+            return f"{file.name} has {found.size} bytes, its marker says {file.size}"
     return None
 
 
@@ -58,21 +69,19 @@ def examine(store: Store, expected: Expected, running: bool) -> list[str]:
     running: a run is at work, so files whose marker is still to come are no fault.
     """
     found, wrong = markers.read_all(store)
-    listed = sizes(store)
+    files = listed(store, store.listing())
     wrong = [f"{name} is not a shard marker" for name in wrong]
     shapes: dict[pa.Schema, str] = {}
-    for shard, marker in sorted(found.items()):
-        problem = glance(marker, expected.fingerprint, listed)
-        if problem is None and shard >= expected.shards:
-            problem = f"{markers.marker_name(shard)}: the run has {expected.shards} shards"
+    for _, marker in sorted(found.items()):
+        problem = glance(marker, expected.fingerprint, expected.shards, files)
         wrong += [problem] if problem else _content(store, marker, expected, shapes)
     if len(shapes) > 1:
         one, other = list(shapes.values())[:2]
         wrong.append(f"{other} has other columns than {one}")
     own = {s: m for s, m in found.items() if m.fingerprint == expected.fingerprint}
     named = {file.name for marker in found.values() for file in marker.files}
-    wrong += _strays(store, listed, named, running)
-    wrong += _completeness(store, own, expected, _SUCCESS in listed)
+    wrong += _strays(store, files, named, running)
+    wrong += _completeness(store, own, expected, _SUCCESS in files)
     return wrong
 
 
@@ -90,9 +99,6 @@ def _content(
             problem = _table_problem(file, content, marker, expected, shapes)
             if problem is not None:
                 yield f"{file.name} {problem}"
-    unbalanced = marker.counters.imbalance()
-    if unbalanced is not None:
-        yield f"{markers.marker_name(marker.shard)}: {unbalanced}"
 
 
 def _table_problem(
@@ -138,10 +144,10 @@ def _type_of(found: pa.Schema, name: str) -> pa.DataType | None:
 
 
 def _strays(
-    store: Store, listed: Mapping[str, int], named: set[str], running: bool
+    store: Store, files: Mapping[str, Listed], named: set[str], running: bool
 ) -> Iterator[str]:
     """Files that no marker names: a shard's, and whatever a reader of the output would take."""
-    for name in sorted({*_visible(store), *listed} - named - {_SUCCESS}):
+    for name in sorted({*_visible(store), *files} - named - {_SUCCESS}):
         of_a_shard = markers.shard_of(name) is not None
         if of_a_shard and not running:
             yield f"{name} has no marker"
@@ -164,10 +170,10 @@ def _completeness(
     if missing:
         yield f"{_SUCCESS} is there, but {missing} of {expected.shards} shards are not committed"
     try:
-        manifest = json.loads(store.read(_MANIFEST) or b"")
+        manifest = from_json(store.read(_MANIFEST) or b"")
         agrees = manifest["fingerprint"] == expected.fingerprint
         agrees = agrees and manifest["files"] == [own[shard].part.name for shard in sorted(own)]
     except (ValueError, TypeError, KeyError):
         agrees = False
     if not agrees:
-        yield f"{_MANIFEST} is not that of the committed shards"
+        yield f"{_SUCCESS} is there, but {_MANIFEST} is not that of the committed shards"

@@ -1,8 +1,9 @@
-"""A shard that ended its process or raised an error: its batches scored by a process of its own.
+"""A shard that ended its process, raised an error or got a score that is not finite: its batches
+scored by a process of its own.
 
-Batches are those of an undisturbed run, in the same order. One that fails is halved until the
-inputs that do it stand alone; these get a reason instead of a score. So the outcome depends on the
-batches and on the model, not on which attempt it is.
+Batches are those of an undisturbed run, in the same order. One that fails, or has a score that is
+not finite, is halved until the inputs that do it stand alone; these get a reason instead of a
+score. So the outcome depends on the batches and on the model, not on which attempt it is.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankmill.errors import ModelError
-from rankmill.flight import Indices, ScoredBatch
+from rankmill.flight import Indices, ScoredBatch, is_finite
 from rankmill.models import Description
 from rankmill.profile import Profile
+from rankmill.rows import BAD_SCORE
 from rankmill.scoring_process import Answer, ScoringProcess
 from rankmill.tokens import Template, TokenBatch
 from rankmill.watchdog import Allowance
@@ -78,7 +80,7 @@ class Isolation:
         while self._waiting or self._flying:
             self._send_ahead(assemble)
             flight, seconds = self._flying.popleft()
-            answer = self._receive(seconds)
+            answer = _judged(self._receive(seconds))
             if answer.scores is not None:
                 self._scored += len(flight.chosen)
                 yield ScoredBatch(flight.chosen, answer.scores, flight.halved)
@@ -159,6 +161,13 @@ class Isolation:
         if self._process is not None:
             self._process.close()
             self._process = None
+
+
+def _judged(answer: Answer) -> Answer:
+    """The same, or what a batch with a score that is not finite amounts to."""
+    if answer.scores is None or is_finite(answer.scores):
+        return answer
+    return Answer("not finite", why=BAD_SCORE)
 
 
 def probe(template: Template) -> TokenBatch:

@@ -77,7 +77,7 @@ def rerank(
         return already_complete(ready)
     gates.refuse_unmeasurable(ready.config, carried_columns(ready.config, ready.source))
     with ExitStack() as stack:
-        with storage.reaching(ready.store.url):
+        with storage.reaching(ready.store.url, "written"):
             lease = stack.enter_context(Lease(ready.store))
             _refuse_changed_output(ready, overwrite)
         stack.enter_context(cluster.connected(ready.config.compute))
@@ -91,7 +91,7 @@ def rerank(
         run = runs.make_run(
             ready.config, ready.source, described, ready.plan, profiles, ready.beside
         )
-        with storage.reaching(ready.store.url), ready.store.locked():
+        with storage.reaching(ready.store.url, "written"), ready.store.locked():
             lease.refuse_lost()
             if overwrite:
                 output.remove_old(ready.store)
@@ -135,7 +135,7 @@ def rerank(
             lease.refuse_lost()
             watch.finish()
             # What counts is what lies in the output now, whatever was seen on the way.
-            done, _ = output.committed(ready.store, run.fingerprint)
+            done, _ = output.committed(ready.store, run.fingerprint, len(ready.plan))
             stack.callback(draw_or_warn, ready.store, done, ready.config.report.texts)
             return finish(ready, run, pools, done, time.monotonic() - started)
         except OSError as error:

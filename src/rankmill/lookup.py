@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rankmill import rows, schema
-from rankmill.errors import InputError
+from rankmill.errors import DoubledIds
 from rankmill.schema import MISSING, is_text
 from rankmill.source import Source, TextTable
 
@@ -61,7 +61,7 @@ class TextIndex:
 def index(texts: TextTable, tables: Iterable[pa.Table]) -> TextIndex:
     """Index rows of a table of texts; those without an id cannot be asked for.
 
-    Raises `InputError` naming some ids that stand in more than one row.
+    Raises `DoubledIds` naming some ids that stand in more than one row.
     """
     table = pa.concat_tables([texts_schema(texts).empty_table(), *tables])
     table = table.filter(pc.is_valid(table.column(0))).combine_chunks()
@@ -164,7 +164,7 @@ def _refuse_doubled(found: TextIndex, ids: pa.Array, name: str) -> None:
     if len(doubled):
         shown = ", ".join(map(_shown, doubled.slice(0, _SHOWN)))
         more = f" and {len(doubled) - _SHOWN} more" if len(doubled) > _SHOWN else ""
-        raise InputError(
+        raise DoubledIds(
             f"input.{name} holds {found.table.schema.names[0]} {shown}{more} in more than one "
             "row, so that it is not clear which text is meant.",
             "Keep one row for each id.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -55,6 +56,11 @@ class Counters:
 
     def imbalance(self) -> str | None:
         """Which rows were lost or doubled on the way, or None."""
+        values = asdict(self)
+        reasons = values.pop("quarantine")
+        below = [name for name, count in (values | reasons).items() if count < 0]
+        if below:
+            return f"{below[0]} is below zero"
         written = self.rows_out + self.rows_below_cut + self.rows_quarantined
         if self.rows_in != written:
             return f"{self.rows_in} rows came in, {written} are accounted for"
@@ -109,17 +115,22 @@ def add_costs(found: Iterable[Marker]) -> list[ModelCost]:
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file of a shard, named relative to the output; its size in bytes."""
+    """A file of a shard, named relative to the output; its size in bytes.
+
+    md5: what object stores list of a file that was written at once, see `checksum`.
+    """
 
     name: str
     size: int
     rows: int
     sha256: str
+    md5: str = ""
 
     @classmethod
     def of(cls, name: str, content: bytes, rows: int) -> WrittenFile:
         """Describe content that is about to be written."""
-        return cls(name, len(content), rows, hashlib.sha256(content).hexdigest())
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        return cls(name, len(content), rows, hashlib.sha256(content).hexdigest(), md5)
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,25 @@ class Marker:
                 "Remove that file; the shard will be computed again.",
             )
         return marker
+
+    def contradiction(self) -> str | None:
+        """What in it cannot be: rows that do not add up, a number that is none; or None."""
+        counted = self.counters
+        if (problem := counted.imbalance()) is not None:
+            return problem
+        in_quarantine = [f.rows for f in self.files if f.name.startswith(f"{QUARANTINE}/")]
+        for what, rows, wanted in (
+            ("its part holds", self.part.rows, counted.rows_out),
+            ("its quarantine holds", sum(in_quarantine), counted.rows_quarantined),
+            ("it has reasons for", sum(counted.quarantine.values()), counted.rows_quarantined),
+        ):
+            if rows != wanted:
+                return f"{what} {rows} rows, its counters say {wanted}"
+        costs = (value for model in self.models for value in astuple(model))
+        numbers = (self.seconds, *self.stages.values(), *costs)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            return "a time or a cost in it is no number from zero on"
+        return None
 
     def names_its_own(self) -> bool:
         """Whether the files are its shard's, a part first, and no others anywhere."""

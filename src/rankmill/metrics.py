@@ -57,7 +57,7 @@ class RunMetrics:
         )
         self._rate = Gauge(
             "rankmill_pairs_per_second",
-            description="Rows committed a second since this start",
+            description="Rows committed a second since this start's first commit",
             tag_keys=keys,
         )
         self._left = Gauge(

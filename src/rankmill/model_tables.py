@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from rankmill.console import facts_table
+from rankmill.cells import Cell, cell, facts_table
 from rankmill.models.presets import Preset
 from rankmill.quantize import Quantized
 from rankmill.verify import Verification
@@ -61,7 +61,7 @@ def print_verification(out: Console, found: Verification) -> None:
     for one in found.comparisons:
         variant = "" if one.variant is None else f", read as {one.variant}"
         told = f"{one.source.source} ({one.source.computed}; ±{one.source.tolerance:g}){variant}"
-        out.print(escape(told), soft_wrap=True)
+        out.print(cell(told), soft_wrap=True)
         table = Table(box=None)
         table.add_column("document", overflow="ellipsis", no_wrap=True, max_width=40)
         for heading in ("expected", "found", "difference"):
@@ -69,15 +69,15 @@ def print_verification(out: Console, found: Verification) -> None:
         for example, score in zip(one.source.examples, one.found, strict=True):
             difference = f"{score - example.score:+.5f}"
             numbers = (f"{example.score:.4f}", f"{score:.4f}", difference)
-            table.add_row(escape(example.document), *numbers)
+            table.add_row(cell(example.document), *numbers)
         out.print(table)
     variants = " and as ".join(name for name in found.matching if name is not None)
-    verdict = "[green]gives[/]" if found.matches else "[red]does not give[/]"
+    verdict = Text("gives", "green") if found.matches else Text("does not give", "red")
     which = f", read as {variants}," if variants else ""
     who, whose = found.name, "its published scores"
     if found.model != found.name:
         who, whose = found.model, f"the published scores of {found.name}"
-    line = f"{escape(who)}{which} {verdict} {whose} (float32 on the CPU)."
+    line = cell(f"{who}{which} ").append_text(verdict).append(f" {whose} (float32 on the CPU).")
     out.print(line, soft_wrap=True)
 
 
@@ -86,7 +86,7 @@ def quantized_table(found: Quantized) -> Table:
     card, agreed = found.card, found.card.agreement
     over = f"mean over {agreed.lists:,} lists" if agreed.lists else "all pairs as one list"
     overlap = agreed.overlap_at_10
-    rows = [
+    rows: list[tuple[Cell, Cell]] = [
         ("output", str(found.folder)),
         ("digest", found.digest[:12]),
         ("made of", f"{card.source.name} ({card.source.digest[:12]})"),

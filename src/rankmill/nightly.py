@@ -121,7 +121,7 @@ def run_night(night: Night, listener: Listener | None = None) -> Summary:
     _write(night.summary, now, access)
     try:
         waited = wait_for_input(night)
-        config = with_reuse(night)
+        config = with_reuse(night.config, night.reuse_under)
         reused = config.reuse[0] if config.reuse else None
         now = replace(now, state="running", seconds_waited=round(waited, 1), reused_from=reused)
         _write(night.summary, now, access)
@@ -194,13 +194,12 @@ def _is_written(folder: str, config: RunConfig) -> bool:
         return Store(folder, config.storage).read(runs.SUCCESS) is not None
 
 
-def with_reuse(night: Night) -> RunConfig:
+def with_reuse(config: RunConfig, reuse_under: str | None) -> RunConfig:
     """The configuration with the newest complete output under `reuse_under` first in `reuse`.
 
     A run that goes on keeps what it began with. Raises `ConfigError` as a configuration does.
     """
-    config = night.config
-    if night.reuse_under is None:
+    if reuse_under is None:
         return config
     own = storage.absolute(config.output.path)
     with storage.reaching(own):
@@ -208,7 +207,7 @@ def with_reuse(night: Night) -> RunConfig:
     if stored is not None:
         reuse = stored["config"].get("reuse", [])
     else:
-        found = newest_complete(night.reuse_under, own, config.storage)
+        found = newest_complete(reuse_under, own, config.storage)
         reuse = list(dict.fromkeys([*([found] if found else []), *config.reuse]))
     return read_section(RunConfig, config.model_dump(mode="json") | {"reuse": reuse})
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
+from pathlib import Path
 
-from rankmill import integrity, markers, runs, schema, storage
+from rankmill import checksum, integrity, markers, runs, schema, storage
 from rankmill.attempts import ATTEMPTS
 from rankmill.errors import ConfigError, OutputError
 from rankmill.markers import PRIVATE, Marker
-from rankmill.store import Fence, Store
+from rankmill.store import Fence, Listed, Listing, Store
+
+log = logging.getLogger("rankmill")
 
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
@@ -25,7 +29,7 @@ def refuse_overlap(inputs: Sequence[str], output: str, kind: str = "input") -> N
     """
     there = _folder(output)
     for path in inputs:
-        here = _folder(path)
+        here = _folder(_before_wildcard(path) if _is_glob(path) else path)
         if _is_glob(path):
             written = [there + "part-00000.parquet", *_parents(there)]
             inside = any(fnmatch(name, path) for name in written) or here.startswith(there)
@@ -61,12 +65,13 @@ def _parents(folder: str) -> list[str]:
     return ["/".join(names[:end]) for end in range(len(names), 1, -1)]
 
 
+def _before_wildcard(path: str) -> str:
+    return re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
+
+
 def _folder(path: str) -> str:
-    """A path with symlinks resolved, up to its first wildcard, ending in a slash."""
-    fixed = path
-    if _is_glob(path):
-        fixed = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
-    resolved = fixed if storage.is_remote(path) else os.path.realpath(fixed)
+    """A path with symlinks resolved, ending in a slash."""
+    resolved = path if storage.is_remote(path) else os.path.realpath(path)
     return resolved.rstrip("/") + "/"
 
 
@@ -76,7 +81,7 @@ def refuse_foreign(store: Store, overwrite: bool) -> None:
     overwrite: the parts of a run that is there will be removed, so they are no obstacle.
     """
     has_run = store.read(runs.RUN) is not None
-    visible = _visible(store)
+    visible = store.listing().visible
     foreign = [name for name in visible if not _PART.fullmatch(name)]
     if foreign or (visible and not (overwrite and has_run)):
         shown = ", ".join(sorted(foreign or visible)[:3])
@@ -86,40 +91,108 @@ def refuse_foreign(store: Store, overwrite: bool) -> None:
         )
 
 
+def refuse_links(store: Store) -> None:
+    """Raise `OutputError` for a link in the private folder of an output on disk, or in its place.
+
+    What a run writes and clears away there would be somebody else's.
+    """
+    if not store.local:
+        return
+    private = Path(store.url, PRIVATE)
+    below = sorted(private.iterdir()) if private.is_dir() else []
+    for path in (private, *below):
+        if path.is_symlink():
+            raise OutputError(
+                f"{path} is a symbolic link: a run would write and remove files where it leads.",
+                "Remove the link, or choose another output.",
+            )
+
+
 def refuse_strangers(store: Store, shards: int) -> None:
-    """Raise `OutputError` for what readers would see beside the parts of a run that goes on."""
+    """Raise `OutputError` for what readers would see beside the parts of a run that goes on.
+
+    Costs one listing.
+    """
+    _refuse(store, _strangers(store.listing(), shards))
+
+
+def _strangers(listing: Listing, shards: int) -> list[str]:
     own = {schema.part_name(shard, shards) for shard in range(shards)}
-    foreign = [name for name in _visible(store) if name not in own]
-    if foreign:
+    return sorted(name for name in listing.visible if name not in own)
+
+
+def _refuse(store: Store, strangers: Sequence[str]) -> None:
+    if strangers:
         raise OutputError(
-            f"The output {store.url} holds {', '.join(sorted(foreign)[:3])}, which is not of its "
-            "run; whoever reads the output would read it, too.",
+            f"The output {store.url} holds {_shown(strangers)}, which is not of its run; whoever "
+            "reads the output would read it, too.",
             "Move it away, and run the same command again.",
         )
 
 
-def _visible(store: Store) -> list[str]:
-    """Files and folders directly in an output that a reader would not pass over."""
-    names = [*store.sizes(), *(f"{name}/" for name in store.folders())]
-    return [name for name in names if not name.startswith(("_", "."))]
+def _shown(names: Sequence[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
-def committed(store: Store, fingerprint: str) -> tuple[dict[int, Marker], list[str]]:
+def committed(store: Store, fingerprint: str, shards: int) -> tuple[dict[int, Marker], list[str]]:
     """The shards that need not be computed again, and what is wrong with the others.
 
-    A marker counts when it is of this run and all its files have the size that was committed.
+    A marker counts when it is of this run, which has so many shards, its numbers add up, and all
+    its files have the size that was committed.
     """
     found, broken = markers.read_all(store)
-    listed = integrity.sizes(store)
-    problems = {s: integrity.glance(marker, fingerprint, listed) for s, marker in found.items()}
+    files = integrity.listed(store, store.listing())
+    return _judge(found, broken, fingerprint, shards, files)
+
+
+def _judge(
+    found: Mapping[int, Marker],
+    broken: Sequence[str],
+    fingerprint: str,
+    shards: int,
+    files: Mapping[str, Listed],
+) -> tuple[dict[int, Marker], list[str]]:
+    problems = {s: integrity.glance(m, fingerprint, shards, files) for s, m in found.items()}
     good = {shard: marker for shard, marker in found.items() if problems[shard] is None}
     wrong = [problem for problem in problems.values() if problem is not None]
     return good, wrong + [f"{name} is not a shard marker" for name in broken]
 
 
+def resume(store: Store, fingerprint: str, shards: int) -> dict[int, Marker]:
+    """The shards that a start takes over from an earlier one; what is wrong with others is logged.
+
+    They are those of `committed` whose bytes are the committed ones, too (see `checksum`).
+
+    Raises `OutputError` for files and markers that are not of the run, unless it is complete: then
+    nothing will be written beside them, and a warning names them.
+    """
+    found, broken = markers.read_all(store)
+    top = store.listing()
+    files = integrity.listed(store, top)
+    beyond = [markers.marker_name(shard) for shard in sorted(found) if shard >= shards]
+    own = {shard: marker for shard, marker in found.items() if shard < shards}
+    good, wrong = _judge(own, broken, fingerprint, shards, files)
+    changed = checksum.changed(store, good.values(), files)
+    for problem in [*wrong, *changed.values()]:
+        log.warning("Computed again: %s", problem)
+    good = {shard: marker for shard, marker in good.items() if shard not in changed}
+    strangers = _strangers(top, shards) + beyond
+    if len(good) < shards or runs.SUCCESS not in top.files:
+        _refuse(store, strangers)
+    elif strangers:
+        log.warning(
+            "The output %s is complete, but holds %s, which is not of its run; whoever reads the "
+            "output reads it, too.",
+            store.url,
+            _shown(strangers),
+        )
+    return good
+
+
 def is_complete(store: Store) -> bool:
     """Whether `_SUCCESS` is there."""
-    return runs.SUCCESS in store.sizes()
+    return store.read(runs.SUCCESS) is not None
 
 
 def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
@@ -127,7 +200,10 @@ def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
 
     record: run.json, for a run that has none yet. pending: the shards that will be computed; a
     marker of theirs (damaged, or of another run) must not vouch for them.
+
+    Raises `OutputError` as `refuse_links` does, like all that clears away here.
     """
+    refuse_links(store)
     store.delete([runs.SUCCESS, runs.MANIFEST])
     there = set(store.sizes(markers.SHARDS))
     names = {markers.marker_name(shard) for shard in pending}
@@ -141,7 +217,11 @@ def begin(store: Store, record: bytes | None, pending: Sequence[int]) -> None:
 
 
 def remove_scraps(store: Store) -> None:
-    """Remove what killed writers have left half-written."""
+    """Remove what killed writers have left half-written.
+
+    To be called under the folder's lock, which the lease holds while it has a beat half-written.
+    """
+    refuse_links(store)
     # File by file: the last writes of a killed run may still arrive in that folder.
     store.delete([f"{PRIVATE}/tmp/{name}" for name in store.sizes(f"{PRIVATE}/tmp")])
 
@@ -158,6 +238,7 @@ def remove_old(store: Store) -> None:
     So no reader takes half a run for a whole one, and a crash midway leaves no marker without its
     part.
     """
+    refuse_links(store)
     store.delete([runs.SUCCESS, runs.MANIFEST, runs.REPORT])
     for folder in ("shards", "scores", "quarantine", "failed", "attempts", "tmp"):
         store.delete_folder(f"{PRIVATE}/{folder}")

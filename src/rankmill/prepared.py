@@ -143,6 +143,7 @@ def prepare(
     if config.rank.fuse is not None:
         fusion.refuse_unfit(source.pair_schema, config.rank.fuse)
     with storage.reaching(store.url):
+        output.refuse_links(store)
         stored = None if overwrite else runs.stored_run(store)
         if stored is None:
             output.refuse_foreign(store, overwrite)
@@ -174,11 +175,9 @@ def prepare(
     committed: dict[int, Marker] = {}
     if stored is not None:
         _refuse_other_plan(store, stored, whole)
-        committed, wrong = output.committed(store, stored["fingerprint"])
-        for problem in wrong:
-            log.warning("Computed again: %s", problem)
+        with storage.reaching(store.url):
+            committed = output.resume(store, stored["fingerprint"], len(whole))
         if len(committed) < len(whole):
-            output.refuse_strangers(store, len(whole))
             previous = reuse.look_at(config.reuse, config.storage)
             reuse.refuse_changed(previous, recorded, store.url)
     return Prepared(

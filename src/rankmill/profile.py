@@ -135,14 +135,15 @@ def make_profile(
     compute: ComputeConfig,
     device: Device,
     hardware: Hardware,
+    *,
+    operations_per_token: float,
     backend: Backend = "torch",
-    operations_per_token: float = 0.0,
     int8: bool = False,
 ) -> Profile:
     """Resolve every `auto` but the backend's, which is decided in `backend`.
 
-    operations_per_token: of the model (see `Description`); 0 where it is not known. int8: the
-    model's files are of that precision, whatever the processor has.
+    operations_per_token: of the model (see `Description`); the token budget goes by it. int8:
+    the model's files are of that precision, whatever the processor has.
 
     Raises `ConfigError` for a device or precision that is not there.
     """

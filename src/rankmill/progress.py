@@ -24,7 +24,10 @@ _BETWEEN_LOOKS = 10
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a run. `pairs` counts rows of committed shards; rates are of this start."""
+    """A moment of a run. `pairs` counts rows of committed shards; rates are of this start.
+
+    steady: the rate leaves out the start, so that the time left can be told (see `Pace`).
+    """
 
     shards: int
     shards_done: int
@@ -32,11 +35,14 @@ class Progress:
     pairs_done: int
     pairs_per_second: float
     seconds: float
+    steady: bool = True
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None before the first commit."""
-        if self.pairs_per_second <= 0:
+        """At the rate so far; None while there is none to go by."""
+        if self.shards_done == self.shards:
+            return 0.0
+        if not self.steady or self.pairs_per_second <= 0:
             return None
         return max(self.pairs - self.pairs_done, 0) / self.pairs_per_second
 
@@ -65,6 +71,34 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+class Pace:
+    """Pairs/s of a run that is looked at again and again, without what passes before scoring.
+
+    Cluster, actors and model take longer to start than a short run to score, so what is counted is
+    the pairs committed after the first commit that was seen, over the seconds since that.
+    """
+
+    def __init__(self, shards: int) -> None:
+        self._before = shards
+        self._first: tuple[float, int, int] | None = None
+
+    def look(self, shards: int, pairs: int, shard_seconds: float, now: float) -> float | None:
+        """The pace at a moment; None until a later commit tells it.
+
+        shards, pairs: committed by now. shard_seconds: a shard's mean time of scoring. Workers that
+        began together commit together, so nothing is told sooner than that after the first commit.
+        now: seconds of any clock that only goes forward.
+        """
+        if self._first is None:
+            if shards > self._before:
+                self._first = now, shards, pairs
+            return None
+        first, shards_then, pairs_then = self._first
+        if shards == shards_then or now - first <= shard_seconds:
+            return None
+        return (pairs - pairs_then) / (now - first)
+
+
 class Watch:
     """Reads new markers while a run goes on, in a thread, and tells listener and observer.
 
@@ -87,6 +121,7 @@ class Watch:
         self._known = set(committed)
         self._before = sum(marker.counters.rows_in for marker in committed.values())
         self._done = self._before
+        self._pace, self._new, self._scoring = Pace(len(committed)), 0, 0.0
         self._fingerprint, self._lease = fingerprint, lease
         self._listener, self._observer = listener, observer
         self._started = time.monotonic()
@@ -110,7 +145,7 @@ class Watch:
         """Look once more and stop watching."""
         self._stop.set()
         self._thread.join()
-        self._look()
+        self.look()
 
     def _run(self) -> None:
         pause = _LOCAL_SECONDS if self._store.local else _REMOTE_SECONDS
@@ -123,16 +158,19 @@ class Watch:
             if started < due:
                 continue
             try:
-                self._look()
+                self.look()
                 due = started + _BETWEEN_LOOKS * (time.monotonic() - started)
             except OSError as error:
                 log.warning("The run's markers cannot be read at the moment: %s", error)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read what was committed since the last look, and tell."""
         found = markers.read_markers(self._store, self._known)
         new = {s: m for s, m in sorted(found.items()) if m.fingerprint == self._fingerprint}
         self._known |= new.keys()
         self._done += sum(marker.counters.rows_in for marker in new.values())
+        self._new += len(new)
+        self._scoring += sum(marker.seconds for marker in new.values())
         now = self._now()
         self._observer(list(new.values()), now)
         for shard, marker in new.items():
@@ -142,6 +180,16 @@ class Watch:
             self._listener(now)
 
     def _now(self) -> Progress:
-        seconds = time.monotonic() - self._started
-        rate = (self._done - self._before) / seconds
-        return Progress(self._shards, len(self._known), self._pairs, self._done, rate, seconds)
+        now = time.monotonic()
+        seconds, shard_seconds = now - self._started, self._scoring / max(self._new, 1)
+        pace = self._pace.look(len(self._known), self._done, shard_seconds, now)
+        rate = (self._done - self._before) / seconds if pace is None else pace
+        return Progress(
+            shards=self._shards,
+            shards_done=len(self._known),
+            pairs=self._pairs,
+            pairs_done=self._done,
+            pairs_per_second=rate,
+            seconds=seconds,
+            steady=pace is not None,
+        )

@@ -35,7 +35,7 @@ _SHOWN = 4
 
 
 class Judgements(NamedTuple):
-    """One judgement a (query, document), of judged queries only; all but `queries` parallel."""
+    """One judgement a (query, document); all but `queries` parallel."""
 
     queries: pa.Array  # unique ids
     query: Ints  # numbers into `queries`
@@ -44,24 +44,25 @@ class Judgements(NamedTuple):
 
 
 def read_judgements(source: TableSource, access: StorageConfig = ENVIRONMENT) -> Judgements:
-    """The judgements of judged queries (those with a relevance above 0).
+    """The judgements of all queries that have any, also if it is only of relevance 0.
 
     source: a frame, a table or Parquet with `query_id, doc_id, relevance` (or BEIR's `query-id,
     corpus-id, score`), TREC qrels or BEIR TSV, also compressed by gzip.
 
-    Raises `InputError` for what cannot be read, is empty, or judges a pair twice differently.
+    Raises `InputError` for what cannot be read, is empty, names no relevant document at all, or
+    judges a pair twice differently.
     """
     table = read_qrels(source, access)
     query_ids, doc_ids = (ids_of(table, name, "table of qrels") for name in ("query_id", "doc_id"))
     if query_ids.null_count or doc_ids.null_count:
         raise InputError("The qrels hold a null query_id or doc_id.", "Drop such rows.")
     grade = _relevance(table.column("relevance"))
-    queries = pc.unique(query_ids.filter(pa.array(grade > 0)))
-    if len(queries) == 0:
+    if not (grade > 0).any():
         raise InputError(f"None of the {len(table)} qrels has a relevance above 0.")
+    queries = pc.unique(query_ids)
     query, (document, _) = numbers(query_ids, queries), number_documents(doc_ids, doc_ids)
     frame = pd.DataFrame({"query": query, "document": document, "grade": grade})
-    frame = frame[query >= 0].drop_duplicates()
+    frame = frame.drop_duplicates()
     rows, twice = frame.index.to_numpy(), frame.index[frame.duplicated(["query", "document"])]
     if len(twice):
         one, of = doc_ids[twice[0]], query_ids[twice[0]]

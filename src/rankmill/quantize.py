@@ -81,7 +81,14 @@ def quantize(
     tokenizer = model.tokenizer(rules)
     hardware = profile.probe("cpu")
     asked = ModelConfig(name=config.one_model.name, precision="fp32")
-    exact = make_profile(asked, config.compute, "cpu", hardware, "openvino")
+    exact = make_profile(
+        asked,
+        config.compute,
+        "cpu",
+        hardware,
+        operations_per_token=model.operations_per_token,
+        backend="openvino",
+    )
     exact = with_threads(exact, config.compute, hardware.cores)
     entry = openvino_model.ready(model, exact, storage.user_cache() / "openvino")
 

@@ -180,7 +180,7 @@ def _look_at(path: str, access: StorageConfig) -> Previous:
                 f"reuse names {path}, where there is no run.",
                 f"An output folder holds {runs.RUN}; check the path, or leave it out.",
             )
-        good, damaged = output.committed(store, stored["fingerprint"])
+        good, damaged = output.committed(store, stored["fingerprint"], stored["plan"]["shards"])
     files = (file for shard in sorted(good) for file in good[shard].files)
     return Previous(
         store=store,

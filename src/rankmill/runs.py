@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from rankmill import records
 from rankmill.config import CONTRACT_VERSION, ModelConfig, RunConfig
 from rankmill.errors import OutputError
 from rankmill.markers import PRIVATE
 from rankmill.models import Description
 from rankmill.plan import Plan
 from rankmill.profile import Profile
-from rankmill.results import Results
 from rankmill.settings import Setting
 from rankmill.source import Source
 from rankmill.store import Store
@@ -200,11 +200,8 @@ def stored_run(store: Store) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        values: dict[str, Any] = json.loads(content)
+        values = records.read_run(content)
         stored_profiles(values)
-        Results.of_stored(values["config"])
-        int(values["plan"]["shards"]), int(values["plan"]["pairs"])
-        str(values["fingerprint"]), str(values["config"]["output"]["column_prefix"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputError(
             f"{store.url}/{RUN} is damaged or was written by another version.",
@@ -213,15 +210,34 @@ def stored_run(store: Store) -> dict[str, Any] | None:
     return values
 
 
+def stored_manifest(store: Store) -> dict[str, Any] | None:
+    """The manifest of the run under an output, or None.
+
+    Raises `OutputError` when it is damaged.
+    """
+    content = store.read(MANIFEST)
+    if content is None:
+        return None
+    try:
+        return records.read_manifest(content)
+    except ValueError:
+        raise OutputError(
+            f"{store.url}/{MANIFEST} is damaged.",
+            f"Remove {SUCCESS} and run the same command again: it is written anew, and nothing is "
+            "scored again.",
+        ) from None
+
+
 def stored_gates(store: Store, fingerprint: str) -> list[dict[str, Any]]:
     """The gates in the manifest of a run, once all of its shards were committed; else none."""
     try:
-        manifest = json.loads(store.read(MANIFEST) or b"{}")
-        named = manifest.get("fingerprint") == fingerprint
-        gates = manifest.get("gates", []) if named else []
-        return [{key: gate[key] for key in ("name", "limit", "found", "passed")} for gate in gates]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        manifest = stored_manifest(store)
+    except OutputError:
         return []  # `status --verify` names a manifest that is damaged
+    if manifest is None or manifest.get("fingerprint") != fingerprint:
+        return []
+    gates = manifest.get("gates", [])
+    return [{key: gate[key] for key in ("name", "limit", "found", "passed")} for gate in gates]
 
 
 def refuse_other(
@@ -238,15 +254,19 @@ def refuse_other(
     """
     there = {key: value for key, value in stored["identity"].items() if key != "profile"}
     changes = list(differences(there, identity))
-    if names is not None and names[0] != names[1] and there["model"] != identity["model"]:
+    if names is not None and names[0] != names[1] and there.get("model") != identity["model"]:
         changes.insert(0, f"model.name: {_shown(names[0])} -> {_shown(names[1])}")
     if changes:
         shown = "\n".join(f"  {line}" for line in changes[:8])
         more = f"\n  … and {len(changes) - 8} more" if len(changes) > 8 else ""
-        raise OutputError(
-            f"{store.url} holds another {kind}. What differs:\n{shown}{more}",
-            "Choose another output, or start again with --overwrite.",
-        )
+        remedy = "Choose another output, or start again with --overwrite."
+        if {**there, "reuse": None} == {**identity, "reuse": None}:
+            begun = ", ".join(there.get("reuse", {})) or "no output"
+            remedy = (
+                f"It goes on with the reuse that it began with: {begun}. Name that in reuse; "
+                "`rankmill nightly` and `rankmill plan` find it by themselves with --reuse-under."
+            )
+        raise OutputError(f"{store.url} holds another {kind}. What differs:\n{shown}{more}", remedy)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> Iterator[str]:

@@ -19,7 +19,7 @@ from rankmill.flight import Indices, ScoredBatch, run_batches
 from rankmill.models import ScorerModel
 from rankmill.models.describe import describe
 from rankmill.profile import Backend, Profile
-from rankmill.settings import read_section
+from rankmill.settings import AnyPath, plain, read_section
 from rankmill.tokens import (
     Float32,
     Overflow,
@@ -113,7 +113,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: str,
+        model: AnyPath,
         *,
         revision: str | None = None,
         scorer: str | None = None,
@@ -133,7 +133,7 @@ class Scorer:
         threads: int | None = None,
     ) -> None:
         asked = {
-            "name": model,
+            "name": plain(model),
             "revision": revision,
             "scorer": scorer,
             "backend": backend,
@@ -168,8 +168,8 @@ class Scorer:
     def score(self, pairs: Sequence[tuple[str, str]]) -> Float32:
         """Raw scores, float32 [pairs], in the order given. Equal pairs are scored once.
 
-        A score that is not finite is NaN. Raises `InputError` for what is not a pair
-        of texts.
+        A score that is not finite is NaN, if need be all of them: there is no shard here that
+        could fail. Raises `InputError` for what is not a pair of texts.
         """
         queries: dict[str, int] = {}
         documents: dict[str, int] = {}

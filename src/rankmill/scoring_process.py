@@ -36,10 +36,11 @@ class Answer:
     """What became of a batch. scores: float32 [batch], or None, and `why` says why not.
 
     kind: `memory` did not fit; `failed` raised an error; `unfit` raised one of rankmill's own,
-    which is no batch's fault; `died` took the process along; `killed` as well, but by SIGKILL.
+    which is no batch's fault; `died` took the process along; `killed` as well, but by SIGKILL;
+    `not finite` has such a score among its own.
     """
 
-    kind: Literal["scored", "memory", "failed", "unfit", "died", "killed"]
+    kind: Literal["scored", "memory", "failed", "unfit", "died", "killed", "not finite"]
     scores: Float32 | None = None
     why: str = ""
     remedy: str | None = None

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import difflib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 
 from rankmill import settings_yaml
 from rankmill.errors import ConfigError
 
 S = TypeVar("S", bound=BaseModel)
 Setting = str | int | float | bool | None | list[Any] | dict[str, Any]
+AnyPath = str | os.PathLike[str]
 PositiveInt = Annotated[int, Field(gt=0)]
+_SHOULD_BE = "Input should be "
 # Stands in a setting for the date of a nightly run.
 DATE = "{date}"
 Name = Annotated[str, StringConstraints(min_length=1)]
@@ -38,6 +43,13 @@ def read_section(section: type[S], values: Mapping[str, Any], where: str = "") -
         return section.model_validate(values)
     except ValidationError as error:
         raise ConfigError(*_explain(error, section, where)) from None
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - what a caller gives as a setting
+    """The same value with texts in place of paths (`os.PathLike`), in a list too."""
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def parse_override(text: str) -> tuple[str, Setting]:
@@ -123,6 +135,7 @@ def _place_in(section: list[Any], key: str, dotted: str) -> int:
 def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple[str, str | None]:
     """Turn pydantic's findings into one message and one remedy."""
     lines: list[str] = []
+    wrong: dict[str, list[ErrorDetails]] = {}
     remedy = None
     # A misspelt section is both unknown and missing; the spelling is what needs mending.
     findings = error.errors(include_url=False)
@@ -130,7 +143,7 @@ def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple
     for finding in findings:
         place = _place(root, finding["loc"])
         if finding["type"] == "extra_forbidden":
-            known = _known_keys(root, finding["loc"])
+            known = _known_keys(root, finding["loc"][:-1])
             lines.append(f"Unknown setting {place}{where}.")
             near = difflib.get_close_matches(str(finding["loc"][-1]), known, n=1, cutoff=0.5)
             remedy = remedy or (
@@ -141,10 +154,36 @@ def _explain(error: ValidationError, root: type[BaseModel], where: str) -> tuple
             remedy = remedy or f"Give {place} in the file, as a flag, or with --set."
         elif finding["type"] == "value_error":
             lines.append(f"{place or 'The configuration'}{where}: {finding['ctx']['error']}.")
-        else:
+        elif finding["type"] == "model_type":
             found = _shown(finding["input"])
-            lines.append(f"{place}{where}: {finding['msg']}, found {found}.")
+            lines.append(f"{place}{where}: {_SHOULD_BE}a section of settings, found {found}.")
+            first = _known_keys(root, finding["loc"])[0]
+            remedy = remedy or f"Give the settings below it, for example {place}.{first}."
+        else:
+            wrong.setdefault(place, []).append(finding)
+            if finding["type"] == "string_type" and _is_yaml_scalar(finding["input"]):
+                remedy = remedy or (
+                    "Put it into quotes, or YAML does not take it for text; "
+                    f"""on a command line: --set '{place}="…"'."""
+                )
+    for place, same in wrong.items():
+        # Of several kinds that a setting may have, it is the one whose parts are told of.
+        if not any(other.startswith(f"{place}.") for other in wrong):
+            found = _shown(same[0]["input"])
+            lines.append(f"{place}{where}: {_expected(same)}, found {found}.")
     return "\n".join(dict.fromkeys(lines)), remedy
+
+
+def _expected(alternatives: Sequence[ErrorDetails]) -> str:
+    """What a setting should be, by any of the kinds that it may have."""
+    said = list(dict.fromkeys(one["msg"] for one in alternatives))
+    if all(one.startswith(_SHOULD_BE) for one in said):
+        return _SHOULD_BE + " or ".join(one.removeprefix(_SHOULD_BE) for one in said)
+    return "; ".join(said)
+
+
+def _is_yaml_scalar(value: object) -> bool:
+    return isinstance(value, bool | int | float | datetime.date)
 
 
 def _shown(value: object) -> str:
@@ -152,6 +191,8 @@ def _shown(value: object) -> str:
 
     A URL may carry a secret that was never checked for, a few anchors a list of a billion.
     """
+    if isinstance(value, datetime.date):
+        return f"the date {value}"
     simple = value is None or isinstance(value, str | int | float)
     if not simple or (isinstance(value, str) and (len(value) > 24 or "://" in value)):
         return f"a {type(value).__name__}"
@@ -171,7 +212,7 @@ def _place(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 
 def _known_keys(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     kind: object = root
-    for part in loc[:-1]:
+    for part in loc:
         kind = _kind_below(kind, part)
     return list(kind.model_fields) if _is_section(kind) else []
 

@@ -6,7 +6,7 @@ reads any of its row groups as a table of the unified schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, Self
@@ -284,7 +284,7 @@ def _check_columns(columns: ColumnNames, pairs: pa.Schema, where: str) -> bool:
         wanted.append(("instruction", columns.instruction, schema.is_text, "text"))
     if columns.query_id is not None and (has_query_id or asked):
         wanted.append(("query_id", columns.query_id, schema.is_id, "text or integers"))
-    refuse_unfit(wanted, pairs, where)
+    refuse_unfit(wanted, pairs, where, may_lack=("query_id", "doc_id"))
     return has_query_id
 
 
@@ -298,14 +298,24 @@ def _needed_columns(columns: ColumnNames, layout: Layout, has_query_id: bool) ->
     return [name for name in wanted if name is not None]
 
 
-def refuse_unfit(wanted: Sequence[Role], found: pa.Schema, where: str) -> None:
-    """Raise `InputError` for a column that is missing or of the wrong type."""
+def refuse_unfit(
+    wanted: Sequence[Role], found: pa.Schema, where: str, may_lack: Collection[str] = ()
+) -> None:
+    """Raise `InputError` for a column that is missing or of the wrong type.
+
+    may_lack: roles that an input can do without, where their setting is null.
+    """
     for role, name, fits, expected in wanted:
         if name not in found.names:
             raise InputError(
                 f"The column {name} ({role}) is missing in {where}.",
                 f"The input has {', '.join(found.names) or 'no columns'}; "
-                f"name the right one with input.columns.{role}.",
+                f"name the right one with input.columns.{role}"
+                + (
+                    f", or set input.columns.{role}=null to do without."
+                    if role in may_lack
+                    else "."
+                ),
             )
         data_type = found.field(name).type
         if not fits(data_type) and not pat.is_null(data_type):

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from rankmill import apart, exchange, lookup, partitions, pipeline, plan, storage
 from rankmill.apart import Arrangement, Sorting
 from rankmill.config import ComputeConfig
-from rankmill.errors import InputError
+from rankmill.errors import DoubledIds, InputError
 from rankmill.lease import Lease
 from rankmill.listing import RowGroup
 from rankmill.load import Load
@@ -107,17 +108,36 @@ class Staging:
     def carry_out(self, lease: Lease) -> tuple[Source, tuple[Lookup, ...]]:
         """Do it: the source that shards are read from, and where their texts come from.
 
+        Tables that every node holds come first: what is wrong with them costs no sort.
+
         Raises `InputError` for what is wrong in the data (a broken page, an id that stands twice),
         and `OutputBusy` when another run has taken over the output.
         """
+        try:
+            return self._carry_out(lease)
+        except DoubledIds:
+            # Whatever mends that is another input, whose staging has another name.
+            with suppress(OSError):
+                self.remove()
+            raise
+
+    def _carry_out(self, lease: Lease) -> tuple[Source, tuple[Lookup, ...]]:
         source = self.source
+        texts = list(zip(source.texts, self.strategies, strict=True))
+        held = {
+            table.name: pipeline.hold(lookup.index_all, table)
+            for table, strategy in texts
+            if not strategy.partitions
+        }
         if self.needs_folder:
             with storage.reaching(self.store.url):
                 self._remove(but=self.store.url)
         if self.arrangement is not None:
             source = self._sort(self.arrangement, lease)
-        texts = zip(self.source.texts, self.strategies, strict=True)
-        return source, tuple(self._bring(source, *each, lease) for each in texts)
+        return source, tuple(
+            held[table.name] if table.name in held else self._join(source, table, strategy, lease)
+            for table, strategy in texts
+        )
 
     def _sort(self, arrangement: Arrangement, lease: Lease) -> Source:
         names = [f"{_SORTED}/{file:06d}" for file in range(arrangement.files)]
@@ -144,9 +164,7 @@ class Staging:
             )
         return apart.sorted_source(self.source, self.whole, files)
 
-    def _bring(self, source: Source, texts: TextTable, strategy: Strategy, lease: Lease) -> Lookup:
-        if not strategy.partitions:
-            return pipeline.hold(lookup.index_all, texts)
+    def _join(self, source: Source, texts: TextTable, strategy: Strategy, lease: Lease) -> Lookup:
         steps = _Steps(self.store, lease)
         names = [f"{texts.name}/{number:05d}.done" for number in range(strategy.partitions)]
         items = [(name, (name, number)) for number, name in enumerate(names)]

@@ -62,7 +62,7 @@ def read_status(path: str, access: StorageConfig = ENVIRONMENT, verify: bool = F
             )
         fingerprint, shards = str(stored["fingerprint"]), int(stored["plan"]["shards"])
         running = holder(store) is not None
-        own, damaged = output.committed(store, fingerprint)
+        own, damaged = output.committed(store, fingerprint, shards)
         if verify:
             prefix = str(stored["config"]["output"]["column_prefix"])
             results = Results.of_stored(stored["config"])

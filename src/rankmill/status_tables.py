@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
-from rankmill.console import facts_table, gate_row
-from rankmill.progress import duration
+from rankmill.cells import Cell, cell, facts_table
+from rankmill.console import gate_row
+from rankmill.progress import Pace, duration
 from rankmill.status import Status
 
 # Between two looks at a run of another process.
@@ -25,7 +25,7 @@ def status_table(status: Status) -> Table:
     state = "complete" if status.complete else "running" if status.running else "stopped"
     if state == "stopped" and not all(gate["passed"] for gate in status.gates):
         state = "all shards committed, a gate failed"
-    rows = [
+    rows: list[tuple[Cell, Cell]] = [
         ("output", status.url),
         ("state", state),
         ("shards committed", f"{status.committed:,} of {status.shards:,}"),
@@ -37,19 +37,21 @@ def status_table(status: Status) -> Table:
         ("degraded shards", f"{len(status.degraded):,}"),
     ]
     rows += [gate_row(gate) for gate in status.gates]
-    rows += [(f"[red]failed shard {s}", escape(why)) for s, why in status.failed.items()]
-    rows += [("[red]damaged", escape(problem)) for problem in status.damaged]
+    rows += [(cell(f"failed shard {s}", "red"), why) for s, why in status.failed.items()]
+    rows += [(cell("damaged", "red"), problem) for problem in status.damaged]
+    if status.damaged and not status.running:
+        rows.append(("to mend it", "remove the named files and run the same command again"))
     return facts_table(rows)
 
 
-def _before_shards(status: Status) -> list[tuple[str, str]]:
+def _before_shards(status: Status) -> list[tuple[Cell, Cell]]:
     staging, state = status.staging, "running" if status.running else "stopped"
     if staging is None:
         return [("output", status.url), ("state", "running: its first shards are still planned")]
     return [
         ("output", status.url),
         ("state", f"{state}: the input is brought into order first"),
-        ("staging folder", escape(staging.url)),
+        ("staging folder", staging.url),
         ("being made there", f"{staging.step}, {staging.done:,} of {staging.of:,} files"),
     ]
 
@@ -59,18 +61,19 @@ def watch_status(first: Status, look: Callable[[], Status]) -> Status:
 
     Elsewhere the table is printed when shards were committed, and at the end.
     """
-    started, found = time.monotonic(), first
+    pace, found = Pace(first.committed), first
     with Live(status_table(first), auto_refresh=False, transient=False) as live:
         while found.running:
             time.sleep(_WATCH_SECONDS)
             found, last = look(), found
             table = status_table(found)
-            done = found.counters.rows_in - first.counters.rows_in
-            rate = done / (time.monotonic() - started)
-            left = found.pairs - found.counters.rows_in
-            table.add_row("rows/s while watched", f"{rate:,.0f}")
-            if found.running and rate:
-                table.add_row("time left", duration(max(left, 0) / rate))
+            done = found.counters.rows_in
+            shard_seconds = found.scoring_seconds / max(found.committed, 1)
+            rate = pace.look(found.committed, done, shard_seconds, time.monotonic())
+            if rate is not None:
+                table.add_row("rows/s while watched", f"{rate:,.0f}")
+                if found.running and rate:
+                    table.add_row("time left", duration(max(found.pairs - done, 0) / rate))
             live.update(table, refresh=live.console.is_terminal)
             if not live.console.is_terminal and found.committed != last.committed and found.running:
                 live.console.print(table)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 import fsspec
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.dataset as pads
 from fsspec import AbstractFileSystem
 
 from rankmill import s3
-from rankmill.errors import ConfigError, InputError
+from rankmill.errors import ConfigError, InputError, OutputError
 from rankmill.storage_settings import ENVIRONMENT, S3, StorageConfig
 
 Infos = dict[str, dict[str, object]]
@@ -118,14 +118,17 @@ def os_errors() -> Iterator[None]:
 
 
 @contextmanager
-def reaching(path: str) -> Iterator[None]:
-    """Turn a store's own failures into an `InputError` that names the path and the remedy."""
+def reaching(path: str, to_be: Literal["read", "written"] = "read") -> Iterator[None]:
+    """Turn a store's own failures into an error that names the path and the remedy.
+
+    Raises `InputError`; for what was to be written `OutputError`.
+    """
     try:
         with os_errors():
             yield
-    except FileNotFoundError:
-        raise InputError(f"There is nothing at {path}.", "Check the path.") from None
     except OSError as error:
+        if to_be == "read" and isinstance(error, FileNotFoundError):
+            raise InputError(f"There is nothing at {path}.", "Check the path.") from None
         remedy = "Check the path and its permissions."
         if is_remote(path):
             remedy = (
@@ -137,7 +140,8 @@ def reaching(path: str) -> Iterator[None]:
         if error.strerror and not is_remote(path):
             inside = error.filename not in (None, path) and len(str(error.filename)) < 1_000
             why = f"{error.filename}: {error.strerror}" if inside else error.strerror
-        raise InputError(f"{path} cannot be read: {why.rstrip('.')}.", remedy) from None
+        kind = InputError if to_be == "read" else OutputError
+        raise kind(f"{path} cannot be {to_be}: {why.rstrip('.')}.", remedy) from None
 
 
 def list_files(paths: Sequence[str], access: StorageConfig = ENVIRONMENT) -> list[StoredFile]:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import posixpath
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ _LOCK = "_rankmill/lease.lock"
 _LOCK_SECONDS = 20.0
 # A file system without locks (some network and FUSE mounts) answers one of these.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_WILDCARD = re.compile(r"[*?\[]")
 # How often a file may change under a conditional write before somebody must be at fault.
 _ATTEMPTS = 5
 
@@ -41,6 +43,27 @@ class Fence:
 
     name: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as its folder's listing shows it. tag: an object store's ETag; empty elsewhere."""
+
+    size: int
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies directly in a folder: files, and the names of all else; folders end in a slash."""
+
+    files: dict[str, Listed]
+    others: tuple[str, ...] = ()
+
+    @property
+    def visible(self) -> list[str]:
+        """Names that a reader pointed at the folder would not pass over."""
+        return [n for n in (*self.files, *self.others) if not n.startswith(("_", "."))]
 
 
 @dataclass(frozen=True)
@@ -236,7 +259,7 @@ class Store:
         """The contents of those files that exist; object stores are asked concurrently."""
         if not names:
             return {}
-        if self.local:  # fsspec would take brackets in the folder's name for a wildcard
+        if self.local or _WILDCARD.search(self.url):  # which fsspec would look for
             found = {name: self.read(name) for name in names}
             return {name: content for name, content in found.items() if content is not None}
         fs, _ = self._at("")
@@ -247,9 +270,16 @@ class Store:
                 raise content
         return {paths[p]: c for p, c in contents.items() if isinstance(c, bytes)}
 
-    @os_errors()
     def sizes(self, folder: str = "") -> dict[str, int]:
         """The names of the files directly in a folder with their sizes in bytes.
+
+        Raises `InputError` when the object store has no such bucket.
+        """
+        return {name: file.size for name, file in self.listing(folder).files.items()}
+
+    @os_errors()
+    def listing(self, folder: str = "") -> Listing:
+        """What lies directly in a folder, listed once; nothing if there is no such folder.
 
         Raises `InputError` when the object store has no such bucket.
         """
@@ -262,9 +292,15 @@ class Store:
                 raise InputError(
                     f"The bucket of {self.url} does not exist.", "Create it, or check the name."
                 ) from None
-            return {}
-        files = (info for info in infos if info["type"] == "file")
-        return {posixpath.basename(info["name"]): int(info["size"]) for info in files}
+            return Listing({})
+        files, others = {}, []
+        for info in infos:
+            name = posixpath.basename(info["name"].rstrip("/"))
+            if info["type"] == "file":
+                files[name] = Listed(int(info["size"]), str(info.get("ETag", "")).strip('"'))
+            else:
+                others.append(f"{name}/" if info["type"] == "directory" else name)
+        return Listing(files, tuple(others))
 
     @os_errors()
     def folders(self) -> list[str]:
@@ -285,8 +321,8 @@ class Store:
         if self.local:
             for path in paths:
                 Path(path).unlink(missing_ok=True)
-        elif paths:
-            fs.rm(paths)
+        else:
+            _remove(fs, paths)
 
     @os_errors()
     def delete_folder(self, name: str) -> None:
@@ -295,9 +331,18 @@ class Store:
         if self.local:
             if fs.exists(path):
                 fs.rm(path, recursive=True)
-        elif files := fs.find(path):
+        else:
             # Not recursively: s3fs would name the folder too, which not every server takes.
-            fs.rm(files)
+            _remove(fs, fs.find(path))
+
+
+def _remove(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
+    # fsspec takes `[`, `*` and `?` in a list of paths for wildcards: other files would go.
+    if plain := [path for path in paths if not _WILDCARD.search(path)]:
+        fs.rm(plain)
+    for path in paths:
+        if _WILDCARD.search(path):
+            fs.rm_file(path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,28 +7,24 @@ weight had not seen. The weight that is told in the end is the best on all of th
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rankmill import runs, storage
 from rankmill.evaluate.measures import Floats, Lists, measure, parse
+from rankmill.evaluate.origin import find_origin, prefix_of
 from rankmill.evaluate.significance import TESTS, compare
 from rankmill.folds import FOLDS, SEED, JudgedScores, fold_queries, read_scores
 from rankmill.fusion import fuse
 from rankmill.qrels import Ints, TableSource
 from rankmill.rank import rank_rows
 from rankmill.rank_settings import FuseConfig, Method
-from rankmill.store import Store
-
-log = logging.getLogger("rankmill")
 
 METRIC = "ndcg@10"
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _EQUAL = 1e-12
+_CUT = "what is missing counts in a run's scales, and not in these. Tune on a run without that."
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +72,7 @@ def tune(
     metric: str = METRIC,
     folds: int = FOLDS,
     seed: int = SEED,
-    prefix: str = "rerank_",
+    prefix: str | None = None,
     ids: tuple[str, str] = ("query_id", "doc_id"),
 ) -> Tuning:
     """Try weights from 0 to 1 on the scores and the column of a ranked table.
@@ -89,9 +85,14 @@ def tune(
     Raises `ConfigError` and `InputError` as `evaluate` does, and for folds without queries.
     """
     one = parse([metric])
-    _warn_of_cuts(ranked)
+    origin = find_origin(ranked)
+    if origin is not None:
+        origin.warn_of_missing()
+        origin.warn_of_cuts(_CUT)
     rule = FuseConfig(column=column, method=method, k=k)
-    scores = read_scores(ranked, qrels, prefix=prefix, ids=ids, columns=(column,))
+    scores = read_scores(
+        ranked, qrels, prefix=prefix_of(origin, prefix), ids=ids, columns=(column,)
+    )
     by_weight: Floats = np.column_stack(
         [
             measure(fused_lists(scores, replace_weight(rule, weight)), scores.judged, one)[:, 0]
@@ -128,21 +129,6 @@ def tune(
         cross_validated=float(held_out.mean()),
         against=against,
     )
-
-
-def _warn_of_cuts(ranked: TableSource) -> None:
-    if not (isinstance(ranked, str | Path) and storage.is_folder(str(ranked))):
-        return
-    stored = runs.stored_run(Store(str(ranked)))
-    made = {} if stored is None else stored["config"]["output"]
-    cut = [f"output.{name}" for name in ("top_k", "min_score") if made.get(name) is not None]
-    if cut:
-        log.warning(
-            "%s was cut by %s: what is missing counts in a run's scales, and not in these. Tune on "
-            "a run without it.",
-            ranked,
-            " and ".join(cut),
-        )
 
 
 def replace_weight(rule: FuseConfig, weight: float) -> FuseConfig:

@@ -23,7 +23,10 @@ def tune_command(
     metric: Annotated[str, typer.Option(help="The measure to raise.")] = METRIC,
     folds: Annotated[int, typer.Option(help="Parts of the queries to cross-validate by.")] = FOLDS,
     seed: Annotated[int, typer.Option(min=0, help="Of drawing the folds.")] = SEED,
-    prefix: Annotated[str, typer.Option(help="The run's output.column_prefix.")] = "rerank_",
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="The run's output.column_prefix, where run.json does not say it."),
+    ] = None,
     query_id: Annotated[str, typer.Option(help="The table's query column.")] = "query_id",
     doc_id: Annotated[str, typer.Option(help="The table's document column.")] = "doc_id",
     as_json: Annotated[

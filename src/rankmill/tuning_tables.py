@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankmill.calibrate import BINS, Fit
+from rankmill.cells import cell
 from rankmill.evaluate.significance import RESAMPLES
 from rankmill.evaluation_tables import differences
 from rankmill.tune import Tuning
@@ -31,7 +32,7 @@ def print_tuning(out: Console, found: Tuning) -> None:
     )
     table = _table("cross-validated, less", "mean", "difference", "95 % interval", "p rand.")
     for row in found.against.to_dict("records"):
-        table.add_row(row["part"], f"{row['value']:.4f}", *differences(row)[:3])
+        table.add_row(cell(row["part"]), f"{row['value']:.4f}", *differences(row)[:3])
     out.print(table)
     out.print(
         f"p rand.: paired randomisation test, two-sided; interval: percentile bootstrap; "
@@ -40,12 +41,8 @@ def print_tuning(out: Console, found: Tuning) -> None:
     out.print()
     k = f", k: {rule.k}" if rule.method == "rrf" else ""
     out.print("The rule, for a run's configuration:", markup=False)
-    out.print(
-        f"  rank: {{fuse: {{column: {rule.column}, method: {rule.method}, "
-        f"weight: {rule.weight}{k}}}}}",
-        markup=False,
-        soft_wrap=True,
-    )
+    told = f"column: {rule.column}, method: {rule.method}, weight: {rule.weight}{k}"
+    out.print(cell(f"  rank: {{fuse: {{{told}}}}}"), soft_wrap=True)
 
 
 def print_fit(out: Console, found: Fit) -> None:

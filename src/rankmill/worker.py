@@ -1,7 +1,8 @@
 """A worker's attempts at shards: in its own process, and with care where one has failed.
 
 The first attempt at a shard runs in the worker. If that ended the process (a crash, or the
-watchdog after a hang) or raised an error, the next one runs in isolation.
+watchdog after a hang), raised an error or gave a score that is not finite, the next one runs in
+isolation.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rankmill.flight import Indices, ScoredBatch
 from rankmill.isolation import Isolation
 from rankmill.known_scores import KnownScores
 from rankmill.models import ScorerModel, Tokenizer
+from rankmill.rows import BAD_SCORE
 from rankmill.scorer import BatchRunner
 from rankmill.stages import StageSettings
 from rankmill.store import Store
@@ -57,6 +59,10 @@ def tokenize(
     attempts = Attempts(bounds.store, "tokenizing", settings.number)
     with attempts.attempt(envelope.shard), within(_TOKENIZE_SECONDS):
         return stages.tokenize(envelope, settings, tokenizer, known)
+
+
+class _NotFinite(Exception):
+    """A batch of the first attempt has a score that is not finite."""
 
 
 class ScoringWorker:
@@ -105,11 +111,13 @@ class ScoringWorker:
                 return self._score(envelope, apart.run_batches)
 
     def _score_here(self, envelope: Envelope) -> Envelope | None:
-        """Score in this process; None when that raised an error."""
+        """Score in this process; None when that raised an error or a score is not finite."""
         try:
             return self._score(envelope, self._run_here)
         except RankmillError:
             raise
+        except _NotFinite:
+            _warn(envelope.shard, BAD_SCORE)
         except BaseException as error:  # panics of libraries are no Exception
             if is_interrupt(error):
                 raise
@@ -122,7 +130,10 @@ class ScoringWorker:
     def _run_here(
         self, batches: Iterable[Indices], assemble: Callable[[Indices], TokenBatch]
     ) -> Iterator[ScoredBatch]:
-        return flight.run_batches(self._loaded(), batches, assemble)
+        for done in flight.run_batches(self._loaded(), batches, assemble):
+            if not flight.is_finite(done.scores):
+                raise _NotFinite
+            yield done
 
     def _score(self, envelope: Envelope, run: BatchRunner) -> Envelope:
         settings = self._settings

@@ -66,12 +66,14 @@ class Comparison:
             | {f"profile.{name}": str(value) for name, value in run.record["profile"].items()}
             for run in (self.run_a, self.run_b)
         )
+        # A section that one run does not have, and one without its setting, say the same.
+        found = {
+            name: (a.get(name, "none"), b.get(name, "none")) for name in dict.fromkeys((*a, *b))
+        }
         return {
-            name: (a.get(name, "none"), b.get(name, "none"))
-            for name in dict.fromkeys((*a, *b))
-            if a.get(name) != b.get(name)
-            and name != "output.path"
-            and not name.startswith("storage.")
+            name: values
+            for name, values in found.items()
+            if values[0] != values[1] and name != "output.path" and not name.startswith("storage.")
         }
 
     def to_json(self) -> dict[str, object]:

@@ -2,14 +2,16 @@
 
 measures      the measures, over numbered lists
 judged        a ranked table beside judgements, streamed
+origin        the run whose output a table is
 significance  paired tests of a difference
 slices        which queries are alike; depth: had fewer candidates been scored
 evaluation    all of it together
 
 The rules that all of them keep:
 
-- A query is judged when it has at least one judgement of relevance above 0. Means are over judged
-  queries; one that the ranked table lacks counts 0. Queries without judgements are only counted.
+- A query is judged when it has a judgement of any relevance. Means are over judged queries, as
+  trec_eval's over its complete set (-c): one that the ranked table lacks counts 0, and so does one
+  without a relevant document. Queries without judgements are only counted.
 - A document is relevant from relevance 1 on; one without a judgement is not.
 - Ids are compared as text, so the integer 1 and the text "1" are one id.
 - Of rows with the same query and document the best ranked counts; the others are taken out and

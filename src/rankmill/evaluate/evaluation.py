@@ -13,12 +13,17 @@ from rankmill.errors import ConfigError, InputError
 from rankmill.evaluate.depth import Depths, parse_depths
 from rankmill.evaluate.judged import JudgedRun, read_judged
 from rankmill.evaluate.measures import METRICS, Floats, measure, parse
+from rankmill.evaluate.origin import find_origin, prefix_of
 from rankmill.evaluate.significance import COUNTED, TESTS, compare
 from rankmill.evaluate.slices import read_values, slice_queries
 from rankmill.qrels import Ints, TableSource, column_names, read_judgements
 
 # What a single run is called beside a baseline.
 _ONLY = "ranked"
+_CUT = (
+    "what is missing is missing from the baseline's order, too, and its figures are not the first "
+    "stage's. Compare on a run without that."
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def evaluate(
     by: Sequence[str] | str = (),
     queries: TableSource | None = None,
     depths: Sequence[int] | str = (),
-    prefix: str = "rerank_",
+    prefix: str | None = None,
     ids: tuple[str, str] = ("query_id", "doc_id"),
 ) -> Evaluation:
     """Measure a ranked table against judgements, by the rules of `rankmill.evaluate`.
@@ -111,7 +116,8 @@ def evaluate(
     `ranked` is a frame, a table, or Parquet files, folders or globs (local or URLs), with the two
     columns that `ids` names and `{prefix}rank` (ascending) or, without it, `{prefix}score`
     (descending; ties by input order); or several such by name: then the others are compared with
-    the first. `qrels` is a frame, a table or Parquet with `query_id, doc_id, relevance`, or a text
+    the first. `prefix`, unless given, is that of the run whose output a table is, and otherwise
+    `rerank_`. `qrels` is a frame, a table or Parquet with `query_id, doc_id, relevance`, or a text
     file: TREC qrels (query, iteration, document, relevance) or BEIR's (query, document, relevance
     between tabs, under a header). `metrics` are names like `ndcg@10` or `map`, in a sequence or
     joined by commas.
@@ -119,7 +125,8 @@ def evaluate(
     `baseline` names a column of (the first) `ranked` with another order of the same rows:
     ascending if the name ends in `rank`, otherwise descending (ties by a hash of the document).
     Every run is then compared with it. Documents that a run cut (`output.top_k`) are in neither
-    order: compare where all candidates were kept.
+    order, of which a warning is logged: compare where all candidates were kept. So is one of an
+    output folder without `_SUCCESS`.
 
     `by` names columns to slice queries by: of `queries`, a table with a row a query, or of (the
     first) `ranked` where they are the same in all rows of a query. `depths` says what the measures
@@ -157,13 +164,20 @@ def evaluate(
     deep: list[dict[str, object]] = []
     for name, source in sources.items():
         is_first = not counts
+        beside = [baseline] if baseline is not None and (is_first or wanted) else []
+        origin = find_origin(source)
+        if origin is not None:
+            origin.warn_of_missing()
+            if beside:
+                origin.warn_of_cuts(_CUT)
         run = read_judged(
             source,
             judged,
-            prefix=prefix,
+            prefix=prefix_of(origin, prefix),
             ids=ids,
-            orders=[baseline] if baseline is not None and (is_first or wanted) else [],
+            orders=beside,
             by=from_rows if is_first else [],
+            where="ranked table" if len(sources) == 1 else f"ranked table {name}",
         )
         if is_first:
             values |= run.values

@@ -30,8 +30,6 @@ from rankmill.qrels import (
 )
 from rankmill.storage_settings import ENVIRONMENT, StorageConfig
 
-_TABLE = "ranked table"
-
 
 @dataclass(frozen=True, eq=False)
 class JudgedRun:
@@ -81,11 +79,13 @@ def read_judged(
     ids: tuple[str, str],
     orders: Sequence[str] = (),
     by: Sequence[str] = (),
+    where: str = "ranked table",
     access: StorageConfig = ENVIRONMENT,
 ) -> JudgedRun:
     """Read what measuring needs of a ranked table.
 
-    orders: other columns that order its rows. by: columns that are the query's, for slices.
+    orders: other columns that order its rows. by: columns that are the query's, for slices. where:
+    what errors call the table.
 
     Raises `InputError` for missing or mistyped columns, and when no query or no document of the
     table is judged.
@@ -95,18 +95,36 @@ def read_judged(
     own = next((name for name in (rank, score) if name in names), f"{rank} or {score}")
     orders = list(dict.fromkeys([own, *orders]))
     wanted = [*ids, *orders, *by]
-    reader = _Reader(judged, ids, orders, by)
-    for table in stream_columns(source, wanted, names, _TABLE, access):
+    _refuse_unscored([name for name in orders if name not in names], prefix, names, where)
+    reader = _Reader(judged, ids, orders, by, where)
+    for table in stream_columns(source, wanted, names, where, access):
         reader.take(table)
     return reader.finish(own)
+
+
+def _refuse_unscored(missing: list[str], prefix: str, names: list[str], where: str) -> None:
+    """Raise `InputError` for a lack of columns that a run would have added."""
+    results = [name for name in missing if prefix and name.startswith(prefix)]
+    if results:
+        raise InputError(
+            f"The {where} has no column {', '.join(results)}.",
+            f"Its columns are {', '.join(names)}. If those of its run start with something else "
+            "(output.column_prefix), give that with --prefix.",
+        )
 
 
 class _Reader:
     """Takes a table batch by batch."""
 
     def __init__(
-        self, judged: Judgements, ids: tuple[str, str], orders: list[str], by: Sequence[str]
+        self,
+        judged: Judgements,
+        ids: tuple[str, str],
+        orders: list[str],
+        by: Sequence[str],
+        where: str,
     ) -> None:
+        self._where = where
         self._judged, self._ids, self._orders, self._by = judged, ids, orders, by
         self._documents = pc.unique(judged.document)
         places = judged.query * len(self._documents) + numbers(judged.document, self._documents)
@@ -119,8 +137,8 @@ class _Reader:
         self._values: dict[str, list[pa.Table]] = {name: [] for name in by}
 
     def take(self, table: pa.Table) -> None:
-        queries = ids_of(table, self._ids[0], _TABLE)
-        documents = ids_of(table, self._ids[1], _TABLE)
+        queries = ids_of(table, self._ids[0], self._where)
+        documents = ids_of(table, self._ids[1], self._where)
         keys = [_order_key(table, column) for column in self._orders]
         query = numbers(queries, self._judged.queries)
         others = pc.unique(queries.filter(pa.array(query < 0)).drop_null())

@@ -56,10 +56,22 @@ class Ranked:
             raise InputError(
                 f"{self.url} has no column {', '.join(missing)}, which {purpose} needs. "
                 f"Its columns are {', '.join(self.schema.names)}.",
-                "Rank again with output.columns: all, or with that column among them."
-                if not missing[0].startswith(self.prefix)
-                else "Check the model's name, and output.column_prefix of the run.",
+                self._remedy(missing),
             )
+
+    def _remedy(self, missing: list[str]) -> str:
+        if missing[0].startswith(self.prefix):
+            return "Check the model's name, and output.column_prefix of the run."
+        texts = {self.columns.query, *self.columns.document_parts}
+        if self.record["config"]["input"].get("layout") == "ids" and texts & {*missing}:
+            # `all` are the candidates' columns; texts that were joined by id are not among them.
+            there = [name for name in self.schema.names if not name.startswith(self.prefix)]
+            wanted = ", ".join([*there, *missing])
+            return (
+                f"Rank again with output.columns: [{wanted}]: texts that come by id are written "
+                "only where they are named."
+            )
+        return "Rank again with output.columns: all, or with that column among them."
 
     def read(self, part: int, names: Iterable[str]) -> pa.Table:
         """Some columns of a part. Raises `InputError` naming a part that cannot be read."""
@@ -91,8 +103,8 @@ def open_ranked(
                 f"There is no run at {store.url}.",
                 f"The output folder of a run holds {runs.RUN}; check the path.",
             )
-        found, wrong = output.committed(store, stored["fingerprint"])
         shards = int(stored["plan"]["shards"])
+        found, wrong = output.committed(store, stored["fingerprint"], shards)
         complete = output.is_complete(store) and len(found) == shards
     if wrong:
         raise InputError(

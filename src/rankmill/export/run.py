@@ -35,7 +35,7 @@ from rankmill.export.ranked import Ranked, open_ranked
 from rankmill.export.recipe import ExportConfig, refuse_contradictions
 from rankmill.lease import Lease
 from rankmill.markers import PRIVATE
-from rankmill.output import fenced, refuse_overlap, refuse_relative, remove_scraps
+from rankmill.output import fenced, refuse_links, refuse_overlap, refuse_relative, remove_scraps
 from rankmill.progress import Listener, Progress
 from rankmill.qrels import Judgements, TableSource, read_judgements
 from rankmill.settings import Setting, read_section
@@ -100,7 +100,7 @@ def export(
         log.info("Already complete: nothing was exported.")
         return _result(store, found)
     with ExitStack() as stack:
-        with storage.reaching(store.url):
+        with storage.reaching(store.url, "written"):
             lease = stack.enter_context(Lease(store))
             work = _begin(work, lease, overwrite)
         stack.enter_context(cluster.connected(compute))
@@ -169,6 +169,7 @@ def _look(work: Work, overwrite: bool) -> dict[str, Any] | None:
     """
     store = work.store
     with storage.reaching(store.url):
+        refuse_links(store)
         names = store.sizes()
         stored, report = store.read(runs.EXPORT), store.read(REPORT)
         is_run = store.read(runs.RUN) is not None

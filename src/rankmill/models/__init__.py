@@ -33,8 +33,8 @@ class ScorerModel(Protocol):
     def score(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
         """Raw scores, float32 [batch], of padded pairs.
 
-        A score that is not finite sends its rows to quarantine. Raises `MemoryError` when the
-        batch does not fit; it is then halved.
+        A score that is not finite sends its rows to quarantine; more than a few in a shard fail the
+        shard. Raises `MemoryError` when the batch does not fit; it is then halved.
         """
         ...
 

@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -77,13 +78,14 @@ def build(cache: Path, key: str, convert: Callable[[Path], None]) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(cache)
-    target = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{key}-", dir=cache, ignore_cleanup_errors=True
+    ) as scratch:
+        target = Path(scratch, "made")
+        target.mkdir()  # as the umask says, which the scratch folder is not
         convert(target)
         (target / _SUMS).write_text(json.dumps(_sums(target)), encoding="utf-8")
         return _put(target, cache / key)
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
 
 
 def _put(target: Path, entry: Path) -> Path:
@@ -93,9 +95,8 @@ def _put(target: Path, entry: Path) -> Path:
         if find(entry.parent, entry.name) is None:
             damaged = target.with_name(f"{target.name}-damaged")
             with contextlib.suppress(FileNotFoundError):
-                os.rename(entry, damaged)
+                os.rename(entry, damaged)  # goes with the scratch folder
             os.rename(target, entry)
-            shutil.rmtree(damaged, ignore_errors=True)
     return entry
 
 
@@ -109,10 +110,9 @@ def checked(entry: Path, profile: Profile) -> Check | None:
 
 def keep_check(entry: Path, profile: Profile, found: Check) -> None:
     """Remember what a check found. Raises `OSError` when the cache cannot be written."""
-    handle, path = tempfile.mkstemp(prefix=".check-", dir=entry)
-    with open(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(found), file)
-    os.replace(path, entry / _check_name(profile))
+    path = entry / f".check-{uuid.uuid4().hex}"
+    path.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    path.replace(entry / _check_name(profile))
 
 
 def _check_name(profile: Profile) -> str:

@@ -6,7 +6,7 @@ from rankmill.qrels import read_judgements
 
 
 def judgements_of(path: str) -> dict[str, dict[str, int]]:
-    """Relevance by query and document, of queries with a relevant document, in the file's order.
+    """Relevance by query and document, in the file's order.
 
     path: what `rankmill evaluate` takes as qrels. Raises `InputError` as `read_judgements` does.
     """

@@ -38,9 +38,10 @@ def draw_report(path: str, access: StorageConfig = ENVIRONMENT, texts: bool | No
             raise InputError(
                 f"There is no run at {path}.", f"An output folder holds {runs.RUN}; check the path."
             )
-        done, _ = output.committed(store, stored["fingerprint"])
+        output.refuse_links(store)
+        done, _ = output.committed(store, stored["fingerprint"], stored["plan"]["shards"])
         if texts is None:
-            texts = bool(stored["config"]["report"]["texts"])
+            texts = bool(stored["config"].get("report", {}).get("texts"))
         return _draw(store, done, texts, running=holder(store) is not None)
 
 

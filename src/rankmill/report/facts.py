@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,7 +75,7 @@ def gather(
         url=store.url,
         state="complete" if complete else "running" if running else "stopped",
         run=run,
-        manifest=json.loads(store.read(runs.MANIFEST) or b"null") if complete else None,
+        manifest=runs.stored_manifest(store) if complete else None,
         counters=markers.add(marker.counters for marker in found),
         shards=shards,
         committed=len(found),
