@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from ceiling import make_input
 from machine import describe_machine
-from rankmill import cluster, job, markers, pipeline, plan, profile, runs
+from rankmill import cluster, job, markers, plan, profile, runs, scan
 from rankmill.config import ComputeConfig, ModelConfig, RunConfig, load_config
 from rankmill.load import Load
 from rankmill.plan import Plan
@@ -110,13 +110,13 @@ def measure_plan(folder: str, on_driver: bool, records: bool) -> None:
     if not on_driver:
         cluster.connect(ComputeConfig(address="local"))
     else:
-        pipeline.SCAN_ON_DRIVER_ROWS = 1 << 60
+        scan.ON_DRIVER_ROWS = 1 << 60
     found["driver_mib_before"] = round(_peak_mib())
     with _timed("files and footers", found):
         source = open_source(config.input)
     with _timed("scan and plan", found):
         load = Load(_OPERATIONS, PairRules(512, "document"))
-        made = plan.make_plan(source, pipeline.scan(source, config.compute), [load])
+        made = plan.make_plan(source, scan.scan(source, config.compute), [load])
     found |= {
         "files": len(source.files),
         "pairs": made.pairs,

@@ -19,7 +19,7 @@ from ray.data._internal.logical.optimizers import get_execution_plan
 from ray.exceptions import WorkerCrashedError
 
 from conftest import make_pairs
-from rankmill import cluster, pipeline, plan
+from rankmill import cluster, pipeline, plan, scan
 from rankmill.config import ComputeConfig, InputConfig, ModelConfig, load_config
 from rankmill.errors import ConfigError, RunFailed
 from rankmill.job import _stage_settings
@@ -269,10 +269,10 @@ def test_tasks_scan_a_large_input_as_the_driver_scans_a_small_one(
     ray_cluster: None, write_pairs: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(InputConfig(path=write_pairs(make_pairs(20, 7), row_group_size=9)))
-    here = list(pipeline.scan(source, ComputeConfig()))
-    monkeypatch.setattr(pipeline, "SCAN_ON_DRIVER_ROWS", 0)
+    here = list(scan.scan(source, ComputeConfig()))
+    monkeypatch.setattr(scan, "ON_DRIVER_ROWS", 0)
     monkeypatch.setattr(pipeline, "_SCAN_GROUPS_A_TASK", 3)
-    on_tasks = list(pipeline.scan(source, ComputeConfig()))
+    on_tasks = list(scan.scan(source, ComputeConfig()))
     assert [run.key.tolist() for run in on_tasks] == [run.key.tolist() for run in here]
     assert [run.start.tolist() for run in on_tasks] == [run.start.tolist() for run in here]
     assert len(here) == 16

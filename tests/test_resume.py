@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from conftest import make_pairs
 from rankmill import job, markers, plan, runs
@@ -271,10 +272,8 @@ def scoring_processes() -> Iterator[int]:
             yield pid
 
 
-def test_a_run_whose_output_has_become_another_runs_writes_no_more(
-    candidates, undisturbed, tiny_model, ray_cluster, tmp_path
-):
-    output = tmp_path / "output"
+def taken_over(source: Path, output: Path, model: str) -> tuple[OutputBusy, dict[str, bytes]]:
+    """The error of a run whose output becomes another's, and the parts that were there then."""
     seen: list[dict[str, bytes]] = []
 
     def take_over(progress: Progress) -> None:
@@ -285,10 +284,31 @@ def test_a_run_whose_output_has_become_another_runs_writes_no_more(
                 seen.append(parts(output))
 
     with pytest.raises(OutputBusy, match="Another run has taken over") as refused:
-        run(candidates, output, tiny_model("bert"), listener=take_over)
-    assert refused.value.exit_code == 4
-    assert parts(output) == seen[0]
+        run(source, output, model, listener=take_over)
+    return refused.value, seen[0]
+
+
+def test_a_run_whose_output_has_become_another_runs_writes_no_more(
+    candidates, tiny_model, ray_cluster, tmp_path
+):
+    output = tmp_path / "output"
+    error, seen = taken_over(candidates, output, tiny_model("bert"))
+    assert error.exit_code == 4
+    assert parts(output) == seen
     assert not (output / "_SUCCESS").exists()
+
+
+def test_a_failed_run_leaves_its_cpus_to_the_next_though_its_error_is_kept(
+    candidates, tiny_model, ray_cluster, tmp_path
+):
+    """A notebook keeps the last error; the next cell's run would wait for ever."""
+    kept = []
+    for number in range(3):  # an actor that has nothing in flight would end by itself
+        kept.append(taken_over(candidates, tmp_path / f"{number}", tiny_model("bert")))
+        deadline = time.monotonic() + 30
+        while (free := ray.available_resources().get("CPU")) != 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert free == 2
 
 
 # Resuming

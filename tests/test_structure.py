@@ -56,6 +56,7 @@ LAYERS = [
     ["commit"],
     ["cluster"],
     ["pipeline"],
+    ["scan"],
     ["staging"],
     # Whole runs, and readers of committed output.
     ["prepared", "progress"],

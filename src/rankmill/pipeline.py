@@ -9,12 +9,11 @@ CPU so that Ray never fuses them, and the pool always leaves room for the other 
 
 from __future__ import annotations
 
-import itertools
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -24,16 +23,15 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rankmill import backend, cluster, logs, plan, profile, worker
+from rankmill import backend, cluster, logs, profile, worker
 from rankmill.backend import Resolved
 from rankmill.commit import CommitSettings, ShardSink
 from rankmill.config import ComputeConfig, ModelConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import ConfigError, RankmillError, RunFailed, is_interrupt
 from rankmill.known_scores import KnownScores
-from rankmill.listing import RowGroup
 from rankmill.models import Description, Tokenizer
-from rankmill.plan import Plan, QueryRuns
+from rankmill.plan import Plan
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, Pool
 from rankmill.profile import Device, Hardware
 from rankmill.read import Lookup, ShardSource
@@ -45,11 +43,6 @@ from rankmill.worker import Bounds, ScoringWorker
 # The driver's memory grows with the blocks of one execution (ray-project/ray#66016), so a long
 # run is several executions. A new pool costs seconds, this many shards take hours.
 SHARDS_AN_EXECUTION = 2_000
-# The input is scanned on the driver up to so many rows, and by Ray tasks above.
-SCAN_ON_DRIVER_ROWS = 2_000_000
-_SCAN_THREADS = 4
-# What such a task scans, at least, so that neither its start nor its share of the list counts.
-_SCAN_ROWS_A_TASK, _SCAN_GROUPS_A_TASK = 1_000_000, 64
 
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
@@ -172,42 +165,6 @@ def _get(refs: list[Any]) -> list[Any]:
         ) from error
 
 
-def scan(source: Source, config: ComputeConfig) -> Iterator[QueryRuns]:
-    """Find the runs of every row group, on the driver for small inputs, else by Ray tasks.
-
-    Lazy: a few row groups ahead of what is taken. A cluster that is started for it stays up for
-    the run that follows in this process.
-    """
-    if sum(group.rows for group in source.row_groups) <= SCAN_ON_DRIVER_ROWS:
-        yield from _scan_here(source)
-        return
-    cluster.connect(config)
-    bare = replace(source, texts=(), origin=None)
-    parts = [bare.part(run) for run in _stretches(source.row_groups)]
-    for found in map_tasks(lambda part: list(_scan_here(part)), parts):
-        yield from found
-
-
-def _scan_here(source: Source) -> Iterator[QueryRuns]:
-    groups = list(source.row_groups)
-    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        for start in range(0, len(groups), _SCAN_THREADS):
-            ahead = groups[start : start + _SCAN_THREADS]
-            yield from pool.map(lambda group: plan.find_runs(source, group), ahead)
-
-
-def _stretches(groups: Sequence[RowGroup]) -> list[range]:
-    """The row groups, by number, that a task scans: enough of them to be worth its start."""
-    ends, rows = [0], 0
-    for number, group in enumerate(groups, 1):
-        rows += group.rows
-        if rows >= _SCAN_ROWS_A_TASK or number - ends[-1] == _SCAN_GROUPS_A_TASK:
-            ends.append(number)
-            rows = 0
-    ends.append(len(groups))
-    return [range(first, stop) for first, stop in itertools.pairwise(ends) if first < stop]
-
-
 def run_shards(
     source: Source,
     whole: Plan,
@@ -226,16 +183,34 @@ def run_shards(
     """
     for start in range(0, len(pending), SHARDS_AN_EXECUTION):
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
-        with DataContext.current(run_context()):
-            try:
-                shards = ShardSource(source, whole, chosen, lookups)
-                scored = graph(shards, steps, bounds)
-                scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
-            except RayError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, RankmillError):
-                    raise cause from None
-                raise _run_failed(error) from error
+        failure = None
+        try:
+            _execute(ShardSource(source, whole, chosen, lookups), steps, commit, bounds)
+        except RayError as error:
+            failure = _failure(error)
+        except BaseException:
+            gc.collect()
+            raise
+        if failure is not None:
+            # Ray ends an actor, and frees its CPUs, when nothing refers to it any more. What is
+            # left of a failed execution is a cycle of references, and its error's traceback refers
+            # to it: so that error must be gone, and is not the cause of the one that is raised.
+            gc.collect()
+            raise failure
+
+
+def _execute(
+    source: ShardSource, steps: Sequence[Step], commit: CommitSettings, bounds: Bounds
+) -> None:
+    with DataContext.current(run_context()):
+        scored = graph(source, steps, bounds)
+        scored.write_datasink(ShardSink(commit), ray_remote_args={"num_cpus": COMMIT_CPUS})
+
+
+def _failure(error: RayError) -> RankmillError:
+    """What to raise in place of an error of Ray's."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, RankmillError) else _run_failed(error)
 
 
 def _run_failed(error: RayError) -> RunFailed:

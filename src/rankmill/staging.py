@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rankmill import apart, exchange, lookup, partitions, pipeline, plan, storage
+from rankmill import apart, exchange, lookup, partitions, pipeline, plan, scan, storage
 from rankmill.apart import Arrangement, Sorting
 from rankmill.config import ComputeConfig
 from rankmill.errors import DoubledIds, InputError
@@ -269,9 +269,9 @@ def find(source: Source, compute: ComputeConfig, cost: Cost, output: Store) -> S
     settings = vars(cost)
     arrangement = None
     try:
-        whole = plan.make_plan(source, pipeline.scan(source, compute), **settings)
+        whole = plan.make_plan(source, scan.scan(source, compute), **settings)
     except ListsApart:
-        lists = apart.find_lists(source.row_groups, pipeline.scan(source, compute))
+        lists = apart.find_lists(source.row_groups, scan.scan(source, compute))
         whole, arrangement = apart.arrange(lists, **settings)
     strategies = tuple(partitions.choose(texts, whole) for texts in source.texts)
     staging = Staging(source, whole, arrangement, strategies, output)
