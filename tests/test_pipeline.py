@@ -271,7 +271,7 @@ def test_tasks_scan_a_large_input_as_the_driver_scans_a_small_one(
     source = open_source(InputConfig(path=write_pairs(make_pairs(20, 7), row_group_size=9)))
     here = list(scan.scan(source, ComputeConfig()))
     monkeypatch.setattr(scan, "ON_DRIVER_ROWS", 0)
-    monkeypatch.setattr(pipeline, "_SCAN_GROUPS_A_TASK", 3)
+    monkeypatch.setattr(scan, "_GROUPS_A_TASK", 3)
     on_tasks = list(scan.scan(source, ComputeConfig()))
     assert [run.key.tolist() for run in on_tasks] == [run.key.tolist() for run in here]
     assert [run.start.tolist() for run in on_tasks] == [run.start.tolist() for run in here]
