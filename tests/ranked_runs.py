@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,15 @@ def commit_run(
     fingerprint: str = "f" * 64,
     missing: Sequence[int] = (),
     settings: dict[str, dict[str, Any]] | None = None,
+    below_cut: int = 0,
 ) -> str:
     """Commit ranked parts as a run's shards; without those `missing` it is not complete.
 
-    settings: more of `input` and `output`.
+    settings: more of `input` and `output`. below_cut: rows that each shard left out.
     """
     more = settings or {}
     store = Store(str(folder))
+    model = {"name": "tiny", "digest": "ab" * 32}
     record = {
         "fingerprint": fingerprint,
         "identity": {"settings": {}},
@@ -81,7 +84,7 @@ def commit_run(
             "output": {"path": str(folder), "column_prefix": prefix, **more.get("output", {})},
             "compute": {"gpus_per_worker": 1.0},
         },
-        "model": {"name": "tiny", "digest": "ab" * 32},
+        "model": model,
         "versions": {"rankmill": "0"},
         "profile": PROFILE.to_json(),
         "plan": {"shards": len(parts), "pairs": sum(part.num_rows for part in parts), "digest": ""},
@@ -97,10 +100,33 @@ def commit_run(
         name, content = schema.part_name(shard, len(parts)), sink.getvalue()
         store.write(name, content)
         rows = part.num_rows
-        counters = Counters(rows_in=rows, rows_out=rows, pairs_scored=rows)
+        counters = Counters(
+            rows_in=rows + below_cut,
+            rows_out=rows,
+            rows_below_cut=below_cut,
+            pairs_scored=rows + below_cut,
+        )
         file = WrittenFile.of(name, content, part.num_rows)
         marker = Marker(shard, fingerprint, (file,), counters, False, 0.0)
         store.write(markers.marker_name(shard), marker.to_bytes())
     if not missing:
-        store.write(runs.SUCCESS, b"")
+        complete(store, model)
     return str(folder)
+
+
+def complete(store: Store, model: dict[str, str]) -> None:
+    """Write the manifest of the committed shards and `_SUCCESS`. model: its name and digest."""
+    found = markers.read_markers(store)
+    manifest = {
+        **asdict(markers.add(marker.counters for marker in found.values())),
+        "seconds": 12.0,
+        "pairs_per_second": 3.0,
+        "workers": {"workers": 2},
+        "max_length": 512,
+        "shards_resumed": 0,
+        "model": model,
+        "profile": PROFILE.to_json(),
+        "files": [found[shard].part.name for shard in sorted(found)],
+    }
+    store.write(runs.MANIFEST, json.dumps(manifest).encode())
+    store.write(runs.SUCCESS, b"")

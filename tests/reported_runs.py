@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
-from ranked_runs import PROFILE
-from rankmill import markers, runs
+from ranked_runs import PROFILE, complete
+from rankmill import runs
 from rankmill.commit import CommitSettings, commit_shard
 from rankmill.config import load_config
 from rankmill.store import Store
@@ -91,19 +90,5 @@ def commit_report_run(
                 ),
             )
     if not missing:
-        found = markers.read_markers(store)
-        counters = markers.add(marker.counters for marker in found.values())
-        manifest = {
-            **asdict(counters),
-            "seconds": 12.0,
-            "pairs_per_second": 3.0,
-            "workers": {"workers": 2},
-            "max_length": 512,
-            "shards_resumed": 0,
-            "model": named,
-            "profile": PROFILE.to_json(),
-            "files": [found[shard].part.name for shard in sorted(found)],
-        }
-        store.write(runs.MANIFEST, json.dumps(manifest).encode())
-        store.write(runs.SUCCESS, b"")
+        complete(store, named)
     return store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from rankmill.errors import InputError
 from rankmill.tune import tune
 
 LISTS = [[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]]
+LIMITS = {"output": {"top_k": 2, "min_score": -9.0}}
 QRELS = pa.table({"query_id": ["q0", "q1"], "doc_id": ["d0-0", "d1-0"], "relevance": [1, 1]})
 
 
@@ -44,7 +44,7 @@ def commit(folder: Path, prefix: str = "rerank_", **run: Any) -> str:
 
 
 def cut(folder: Path) -> str:
-    return commit(folder, settings={"output": {"top_k": 2, "min_score": -9.0}})
+    return commit(folder, settings=LIMITS, below_cut=1)
 
 
 # Cuts
@@ -78,15 +78,23 @@ def test_of_several_runs_the_one_that_gives_the_baseline_is_looked_at(tmp_path, 
 
 
 def test_a_limit_that_left_nothing_out_is_no_cut(tmp_path, warned):
-    ranked = cut(tmp_path / "ranked")
-    manifest = Path(ranked, runs.MANIFEST)
-    manifest.write_text(json.dumps({"rows_below_cut": 0}))
-    evaluate(ranked, QRELS, metrics="mrr", baseline="bm25_rank")
-    assert warned.records == []
-    manifest.write_text(json.dumps({"rows_below_cut": 1}))
+    whole = commit(tmp_path / "whole", settings=LIMITS)
+    evaluate(whole, QRELS, metrics="mrr", baseline="bm25_rank")
+    ranked = cut(tmp_path / "cut")
     evaluate(ranked, QRELS, metrics="mrr")
     assert warned.records == [], "what a run wrote is measured as it is"
     evaluate(ranked, QRELS, metrics="mrr", baseline="bm25_rank")
+    assert "was cut by" in warned.text
+
+
+def test_without_a_manifest_that_can_be_read_a_limit_may_have_been_reached(tmp_path, warned):
+    ranked = commit(tmp_path / "ranked", settings=LIMITS)
+    Path(ranked, runs.MANIFEST).write_text("{}")
+    evaluate(ranked, QRELS, metrics="mrr", baseline="bm25_rank")
+    assert "was cut by" in warned.text
+    warned.clear()
+    running = commit(tmp_path / "running", settings=LIMITS, missing=[1])
+    evaluate(running, QRELS, metrics="mrr", baseline="bm25_rank")
     assert "was cut by" in warned.text
 
 

@@ -5,7 +5,6 @@ A table that is no output (a frame, a file of one's own) has no origin, and is t
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -107,7 +106,7 @@ def _cuts(record: Mapping[str, Any], store: Store) -> dict[str, float]:
 def _left_rows_out(store: Store) -> bool:
     """Whether a limit was reached; where no manifest says, it may have been."""
     try:
-        manifest: dict[str, Any] = json.loads(store.read(runs.MANIFEST) or b"{}")
-        return bool(manifest.get("rows_below_cut", 1))
-    except (ValueError, AttributeError):
+        manifest = runs.stored_manifest(store)
+    except OutputError:
         return True
+    return manifest is None or manifest["rows_below_cut"] > 0
