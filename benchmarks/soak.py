@@ -29,11 +29,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from machine import describe_machine
-from rankmill import cluster, job, plan
+from rankmill import cluster, job
 from rankmill.config import ComputeConfig, load_config
 
 _CANDIDATES = 20
-_SHARD_PAIRS = 200
 _LONG_SHARE = 0.6
 # A scoring actor's memory rises while it warms up, for less than a minute, and then stands.
 _WARM_UP, _WARM_UP_SECONDS = 0.25, 60.0
@@ -235,7 +234,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     seconds = parser.parse_args().minutes * 60
-    plan.SHARD_PAIRS = _SHARD_PAIRS
     root = Path(tempfile.mkdtemp(prefix="rm-soak-"))
     temporary = root / "temporary"
     temporary.mkdir()
@@ -260,7 +258,11 @@ def main() -> None:
             spent = run(root / "long.parquet", root / "long", queries)
             sampler.pause()
             pairs = queries * _CANDIDATES
-            print(f"long run: {pairs:,} pairs in {spent:.0f} s, {pairs / spent:.0f} pairs/s")
+            shards = len([*(root / "long").glob("part-*.parquet")])
+            print(
+                f"long run: {pairs:,} pairs in {shards} shards and {spent:.0f} s, "
+                f"{pairs / spent:.0f} pairs/s"
+            )
             runs = 0
             while time.monotonic() - started < seconds or runs < 8:
                 run(root / "first.parquet", root / "short", 20)
