@@ -34,7 +34,7 @@ from rankmill.config import ComputeConfig, load_config
 
 _CANDIDATES = 20
 _LONG_SHARE = 0.6
-# A scoring actor's memory rises while it warms up, for less than a minute, and then stands.
+# A scoring actor's memory rises while it warms up, and then stands.
 _WARM_UP, _WARM_UP_SECONDS = 0.25, 60.0
 _SAMPLE_SECONDS = 1.0
 # Of a series of memory: allocators settle to within some per cent, a leak does not stop there.
@@ -209,7 +209,7 @@ def run(source: Path, output: Path, queries: int) -> float:
 def print_table(series: dict[str, Series]) -> bool:
     """A row a series, as Markdown; whether all are steady."""
     print(
-        "\n| series | samples | first, at each quarter, last | slope an hour (standard error) ",
+        "\n| series | samples | first, at each eighth, last | slope an hour (standard error) ",
         end="",
     )
     print("| rise of the line | bound | |")
@@ -219,8 +219,8 @@ def print_table(series: dict[str, Series]) -> bool:
         slope, error, rise = one.line()
         steady = rise <= one.bound
         is_steady &= steady
-        quarters = np.linspace(0, len(one.values) - 1, 5).astype(int)
-        seen = ", ".join(f"{one.values[place]:.0f}" for place in quarters)
+        eighths = np.linspace(0, len(one.values) - 1, 9).astype(int)
+        seen = ", ".join(f"{one.values[place]:.0f}" for place in eighths)
         print(
             f"| {name} | {len(one.values)} | {seen} "
             f"| {slope:+.1f} ({error:.1f}) | {rise:+.2f} | {one.bound:.1f} "
