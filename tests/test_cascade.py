@@ -277,7 +277,7 @@ def test_nothing_is_fused_and_every_model_has_its_own_pool(
     ready = prepare(config(tmp_path, write_pairs(make_pairs(2, 6)), stages=both))
     profile = make_settings(Path(model)).profile
     steps = [Step(one, Pool(1, 0.5, 0, None)) for one in _stage_settings(ready, [profile, profile])]
-    source = ShardSource(ready.source, ready.plan, ready.pending)
+    source = ShardSource(ready.source, ready.plan, ready.pending, ready.store)
     with DataContext.current(pipeline.run_context()):
         dataset: ray.data.Dataset = pipeline.graph(source, steps, Bounds(ready.store, 60))
         physical, _ = get_execution_plan(dataset._logical_plan)

@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from rankmill import integrity, markers, output, plan, rows, schema, tokens
-from rankmill.commit import CommitSettings, commit_shard, finish_shard
+from rankmill import commit, integrity, markers, output, plan, rows, schema, tokens
+from rankmill.attempts import ATTEMPTS, MOST_ATTEMPTS, Attempts
+from rankmill.commit import CommitSettings, FinishedShard, ShardSink, commit_shard, finish_shard
 from rankmill.config import ColumnNames, InputConfig
 from rankmill.envelope import Envelope
 from rankmill.errors import OutputError
@@ -372,13 +373,60 @@ def test_columns_of_the_input_named_like_an_origin_stay_beside_it():
     assert found.column("quarantine_reason").to_pylist() == [rows.NO_DOCUMENT]
 
 
-def read_input(folder: Path) -> list[Envelope]:
+def test_rows_that_an_attempt_which_died_has_set_aside_are_not_there_twice(tmp_path):
+    settings = commit_settings(tmp_path)
+    stale = tmp_path / "_rankmill/quarantine/00000.arrow"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an attempt that was killed before its marker")
+    healthy = read_rows(pairs_table(("q1", "first", "a", "one")))
+    commit_shard(scored(healthy, {("first", "one"): 1.0}), settings)
+    assert not stale.exists()
+
+
+def test_a_shard_whose_files_cannot_be_made_leaves_a_note_and_the_others_are_committed(
+    tmp_path, monkeypatch
+):
+    made = commit.finish_shard
+
+    def finish(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
+        if envelope.shard == 0:
+            raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+        return made(envelope, settings)
+
+    monkeypatch.setattr(commit, "finish_shard", finish)
+    settings = commit_settings(tmp_path)
+    blocks = [scored(TWO_LISTS, SCORES, shard=number).to_block() for number in (0, 1)]
+    assert ShardSink(settings).write(blocks, None) == 2
+    assert list(markers.read_failures(settings.store)) == [0]
+    assert list(markers.read_all(settings.store)[0]) == [1]
+
+
+def test_a_shard_over_which_committing_processes_died_is_given_up(tmp_path):
+    settings = commit_settings(tmp_path)
+    settings.store.write(f"{ATTEMPTS}/00000.committing", b"%d" % MOST_ATTEMPTS)
+    ShardSink(settings).write([scored(TWO_LISTS, SCORES).to_block()], None)
+    assert "processes died while they were committing" in markers.read_failures(settings.store)[0]
+
+
+def test_a_shard_over_which_reading_processes_died_is_given_up(tmp_path, monkeypatch):
+    table = pairs_table(*[(f"q{n // 6}", "first", "d", "x") for n in range(24)])
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in/a.parquet")
+    monkeypatch.setattr(plan, "SHARD_PAIRS", 6)
+    Store(str(tmp_path)).write(f"{ATTEMPTS}/00001.reading", b"%d" % MOST_ATTEMPTS)
+    found = read_input(tmp_path / "in", tmp_path)
+    assert [one.shard for one in found if one.error is None] == [0, 2, 3]
+    assert "processes died while they were reading" in found[1].error
+
+
+def read_input(folder: Path, notes: Path | None = None) -> list[Envelope]:
     source = open_source(InputConfig(path=str(folder)))
     runs = [plan.find_runs(source, group) for group in source.row_groups]
     whole = plan.make_plan(source, runs, [Load(1.0, PairRules(512, "document"))])
     shards = map(whole.shard, range(len(whole)))
     pieces = [ShardPieces(shard, tuple(whole.pieces(shard))) for shard in shards]
-    return list(read_shards(source, pieces))
+    noted = Store(str(notes or folder.parent / "notes"))
+    return list(read_shards(source, pieces, Attempts(noted, "reading")))
 
 
 def test_the_origin_is_the_row_of_the_file_for_lists_that_cross_files(tmp_path, monkeypatch):

@@ -314,6 +314,17 @@ def test_an_output_is_never_a_glob(name, tmp_path):
         output.refuse_overlap([str(tmp_path / name / "in")], str(tmp_path / name))
 
 
+def test_an_output_under_another_name_of_its_protocol_is_found_too(tmp_path):
+    for here, there in (
+        ("s3a://bucket/in/*.parquet", "s3://bucket/in"),
+        ("s3://bucket/in", "s3a://bucket/in/out"),
+        (f"file://{tmp_path}/in", f"local://{tmp_path}/in/out"),
+        (f"local://{tmp_path}/in", f"{tmp_path}/in"),
+    ):
+        with pytest.raises(ConfigError, match="lie inside each other"):
+            output.refuse_overlap([here], there)
+
+
 # What a start takes over
 
 

@@ -89,6 +89,20 @@ def test_an_input_that_comes_meanwhile_is_waited_for(tmp_path, caplog, monkeypat
     assert 0 < wait_for_input(night) < 60
 
 
+def test_tables_of_texts_with_the_nights_date_are_waited_for_and_others_not(tmp_path):
+    day = "2026-11-21"
+    for name in ("in", f"documents/{day}", "queries"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "in/_SUCCESS").touch()
+    given = {"input.layout": "ids", "input.queries": f"{tmp_path}/queries"}
+    given |= {"input.documents": f"{tmp_path}/documents/{day}"}
+    night = Night(config(tmp_path, **given), day, wait=0.02, pause=0.01)
+    with pytest.raises(InputError, match=rf"^\S+documents/{day}/_SUCCESS did not come"):
+        wait_for_input(night)
+    (tmp_path / "documents" / day / "_SUCCESS").touch()
+    assert wait_for_input(night) < 0.02
+
+
 def test_an_input_that_does_not_come_in_time_starts_nothing_and_the_summary_says_so(tmp_path):
     (tmp_path / "in").mkdir()
     summary = tmp_path / "nights/2026-11-21.json"
@@ -144,6 +158,14 @@ def test_a_night_reuses_the_newest_output_before_those_that_its_settings_name(tm
     named = config(tmp_path).model_copy(update={"reuse": ["/archive"]})
     found = with_reuse(named, str(tmp_path / "nights")).reuse
     assert found == [str(tmp_path / "nights/2026-11-20"), "/archive"]
+
+
+def test_what_is_reused_asks_for_no_setting_that_nobody_set(tmp_path):
+    commit_run(tmp_path / "nights/2026-11-20", [ranked_part(candidates([[1.0, 2.0]]))])
+    named = config(tmp_path, **{"input.columns.document": "text"})
+    found = with_reuse(named, str(tmp_path / "nights"))
+    assert found.input.columns.model_fields_set == {"document"}
+    assert found.model.model_fields_set == {"name"}
 
 
 def test_where_no_night_was_before_a_night_reuses_nothing(tmp_path):

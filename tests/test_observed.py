@@ -9,17 +9,20 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
+from rich.console import Console
 
 from conftest import make_pairs
 from ranked_runs import candidates, commit_run, ranked_part
 from rankmill import cli, logs, plan, status_tables
 from rankmill.errors import ConfigError
+from rankmill.lease import Owner
 from rankmill.masking import mask_record
 from rankmill.status import read_status
 
@@ -115,6 +118,27 @@ def test_messages_name_the_run_that_was_named_last(capfd, own_log):
         logs.name_run(run)
         own_log.info("hello")
     assert [line["run"] for line in json_lines(capfd.readouterr().err)] == ["first", "second"]
+
+
+def test_a_watched_run_whose_lease_stands_still_has_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(status_tables, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(status_tables, "SILENCE_SECONDS", 0.05)
+    part = ranked_part(candidates([[1.0, 2.0]]))
+    folder = commit_run(tmp_path / "a", [part, part], missing=[0])
+    elsewhere = Owner("token", "another-host", "another boot", 7, "123")
+    (Path(folder) / "_rankmill/lease.json").write_text(json.dumps(asdict(elsewhere)))
+    begun = read_status(folder)
+    assert begun.held_by == elsewhere
+    Console().print(status_tables.status_table(begun))
+    assert "another-host" in capsys.readouterr().out
+    assert not status_tables.watch_status(begun, lambda: read_status(folder)).running
+    assert "stopped" in capsys.readouterr().out
+
+    beats = iter(range(1, 100))
+    beating = lambda: replace(begun, held_by=replace(elsewhere, beat=next(beats)))  # noqa: E731
+    looks = iter([*(beating() for _ in range(20)), replace(begun, running=False, held_by=None)])
+    status_tables.watch_status(begun, lambda: next(looks))
+    assert next(looks, None) is None, "it was watched to its end"
 
 
 def test_a_watched_run_is_shown_until_it_ends(tmp_path, monkeypatch, capsys):

@@ -123,6 +123,16 @@ def adapter(tiny_model, tmp_path) -> Callable[..., tuple[Path, list[float]]]:
     return write
 
 
+def test_an_adapter_that_would_have_a_module_imported_is_refused(adapter):
+    folder, _ = adapter()
+    path = folder / "adapter_config.json"
+    hostile = {"megatron_config": {"a": 1}, "megatron_core": "antigravity"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | hostile))
+    with pytest.raises(ModelError, match=r"sets megatron_config in adapter_config\.json"):
+        fp32(folder).score(PAIRS)
+    assert "antigravity" not in sys.modules
+
+
 @pytest.mark.parametrize(
     "lora",
     [

@@ -62,7 +62,7 @@ def dataset(ready: Prepared, workers: int = 2, **reserved: Any) -> ray.data.Data
     )
     compute = ComputeConfig(workers=workers)
     pool = size_pool(compute, "cpu", profile.threads, cluster.capacity())
-    source = ShardSource(ready.source, ready.plan, ready.pending)
+    source = ShardSource(ready.source, ready.plan, ready.pending, ready.store)
     bounds = Bounds(ready.store, ready.config.compute.batch_timeout)
     (settings,) = _stage_settings(ready, [profile])
     return pipeline.graph(source, [Step(settings, replace(pool, **reserved))], bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,6 +131,20 @@ def test_memory_that_does_not_hold_an_actor_of_each_model_is_refused() -> None:
         pools(compute, [0.5, 0.5], cluster([8], memory=10 << 30))
     made = pools(compute, [0.1, 0.9], cluster([8], memory=20 << 30))
     assert [pool.workers for pool in made] == [1, 2]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_workers_of_several_models_stay_on_the_labelled_nodes_too(device: str) -> None:
+    labels = {"pool": "scoring"}
+    made = pools(ComputeConfig(labels=labels), [0.5, 0.5], cluster([8], [2]), device=device)
+    assert [pool.labels for pool in made] == [labels, labels]
+
+
+def test_memory_counts_where_the_gpus_are() -> None:
+    found = replace(cluster([8, 8], [0, 1]), memory=(100e9, 5e9))
+    compute = ComputeConfig(memory=4_000_000_000)
+    with pytest.raises(ConfigError, match="nodes with GPUs hold 1 worker"):
+        pools(compute, [0.5, 0.5], found, device="cuda")
 
 
 def test_one_model_has_the_cluster_as_if_it_were_not_shared() -> None:

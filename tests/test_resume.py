@@ -23,6 +23,7 @@ import ray
 
 from conftest import make_pairs
 from rankmill import job, markers, plan, runs
+from rankmill.attempts import Attempts
 from rankmill.config import InputConfig, RunConfig, load_config
 from rankmill.errors import OutputBusy, OutputError, RunFailed, StartError
 from rankmill.job import RunResult
@@ -436,7 +437,7 @@ def test_a_file_replaced_after_planning_fails_its_shards_by_name(candidates, tmp
 
     replaced = pq.read_table(source / "1.parquet")
     pq.write_table(replaced, source / "1.parquet", row_group_size=65, compression="snappy")
-    envelopes = list(read_shards(opened, pieces))
+    envelopes = list(read_shards(opened, pieces, Attempts(Store(str(tmp_path)), "reading")))
 
     touching = {
         s.shard.index for s in pieces if any(whole.groups[p.group].file == 1 for p in s.pieces)

@@ -274,6 +274,15 @@ def test_a_score_file_names_its_queries_in_its_footer(tmp_path):
     assert score_files.read_query_keys(str(file), None).tolist() == sorted(
         query_keys(["one", "two"]).tolist()
     )
+    sound = file.read_bytes()
+    for place in range(len(sound) - 60, len(sound)):
+        damaged = bytearray(sound)
+        damaged[place] ^= 0xFF
+        file.write_bytes(damaged)
+        score_files.read_query_keys(str(file), None)  # nothing is raised, whatever is read
+    for length in (5, 40, len(sound) - 3):
+        file.write_bytes(sound[:length])
+        assert score_files.read_query_keys(str(file), None) is None
     file.write_bytes(b"nothing of the kind")
     assert score_files.read_query_keys(str(file), None) is None
 

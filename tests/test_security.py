@@ -24,7 +24,7 @@ import pytest
 from conftest import make_pairs
 from rankmill import console, local_cluster, storage
 from rankmill.envelope import Envelope
-from rankmill.errors import InputError, ModelError
+from rankmill.errors import InputError, ModelError, RankmillError
 from rankmill.masking import MASK, mask
 
 SOURCE = Path(__file__).parents[1] / "src" / "rankmill"
@@ -111,6 +111,16 @@ def test_what_the_environment_keeps_secret_is_taken_out_wherever_it_stands(plant
 )
 def test_other_messages_stay_as_they_are(message):
     assert mask(message) == message
+
+
+@pytest.mark.parametrize("where", [1_960, 1_980, 2_000, 15_960, 15_980, 16_000, 16_020])
+def test_no_half_of_a_credential_stays_where_a_long_message_is_cut(where):
+    secret = f" s3://{'k' * 30}:{'p' * 40}@host/ "
+    words = "b " * 40_000
+    for text in (words[:where] + secret + words, words + secret + words[:where]):
+        shown = RankmillError(text).message
+        assert "ppp" not in shown
+        assert len(shown) < 4_100
 
 
 def test_control_characters_are_written_out():

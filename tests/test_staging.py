@@ -155,7 +155,8 @@ def staged(site: Site, settings: dict[str, Any], output: str = "out") -> list[En
     ready = prepare(site.config(output, settings))
     with Lease(ready.store) as lease:
         source, lookups = ready.staging.carry_out(lease)
-        tasks = ShardSource(source, ready.plan, ready.pending, lookups).get_read_tasks(1)
+        shards = ShardSource(source, ready.plan, ready.pending, ready.store, lookups)
+        tasks = shards.get_read_tasks(1)
         blocks = [block for task in tasks for block in task()]
     found = [one for block in blocks for one in Envelope.from_block(block)]
     assert [one.error for one in found] == [None] * len(ready.plan)

@@ -28,7 +28,7 @@ class Attempts:
     """The attempts of one start of a run at one step of its shards. model: its number."""
 
     store: Store
-    step: Literal["tokenizing", "scoring"]
+    step: Literal["reading", "tokenizing", "scoring", "committing"]
     model: int = 1
 
     @contextmanager

@@ -21,9 +21,10 @@ from ray.data.block import Block
 from ray.data.datasource import Datasink
 
 from rankmill import calibration, fusion, markers, outcome, rank, schema, score_files, summary
+from rankmill.attempts import Attempts
 from rankmill.calibration import Curve
 from rankmill.envelope import Envelope, Scored
-from rankmill.errors import RunFailed
+from rankmill.errors import OutputBusy, RunFailed
 from rankmill.markers import QUARANTINE, SCORES, Counters, Marker, ModelCost, WrittenFile
 from rankmill.outcome import Outcome
 from rankmill.rank_settings import FuseConfig
@@ -80,25 +81,38 @@ class ShardSink(Datasink[int]):
         return count
 
     def _commit(self, envelope: Envelope) -> None:
-        """Commit, again if the store fails; a shard that cannot be written leaves a note.
+        """Commit, again if the store fails; a shard that cannot be committed leaves a note.
 
         Raises `RunFailed` when not even that can be written: then the output is out of reach.
         """
-        for attempt in range(_WRITE_ATTEMPTS):
-            try:
-                commit_shard(envelope, self._settings)
-                return
-            except OSError as error:
-                why = f"its files cannot be written: {error}"
-                if attempt + 1 < _WRITE_ATTEMPTS:
-                    time.sleep(2**attempt)
         try:
-            commit_shard(envelope.failed(why), self._settings)
+            with Attempts(self._settings.store, "committing").attempt(envelope.shard):
+                failed = self._try_to_commit(envelope)
+        except OutputBusy:  # no shard's fault: the output is another run's
+            raise
+        except Exception as error:  # noqa: BLE001 - one shard's failure must not end the run
+            failed = envelope.failed(error)
+        if failed is None:
+            return
+        try:
+            commit_shard(failed, self._settings)
         except OSError as error:
             raise RunFailed(
                 f"{self._settings.store.url} cannot be written to any more: {error}.",
                 "What is committed stays. Once it can be, the same command resumes.",
             ) from error
+
+    def _try_to_commit(self, envelope: Envelope) -> Envelope | None:
+        """Commit; what is left of the envelope when the store fails again and again."""
+        for attempt in range(_WRITE_ATTEMPTS):
+            try:
+                commit_shard(envelope, self._settings)
+                return None
+            except OSError as error:
+                why = f"its files cannot be written: {error}"
+                if attempt + 1 < _WRITE_ATTEMPTS:
+                    time.sleep(2**attempt)
+        return envelope.failed(why)
 
 
 def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
@@ -113,10 +127,17 @@ def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
     ranked = time.perf_counter()
     for name, content in finished.contents.items():
         store.write(name, content)
+    if (quarantine := quarantine_name(envelope.shard)) not in finished.contents:
+        store.delete([quarantine])  # an attempt that died may have set rows aside
     written = time.perf_counter()
     times = {"ended": ended, "rank": ranked - started, "write": written - ranked}
     marker = replace(finished.marker, stages=finished.marker.stages | times)
     store.write(markers.marker_name(envelope.shard), marker.to_bytes())
+
+
+def quarantine_name(shard: int) -> str:
+    """Where a shard's quarantined rows lie, if it has any."""
+    return f"{QUARANTINE}/{shard:05d}.arrow"
 
 
 @dataclass(frozen=True)
@@ -161,7 +182,7 @@ def finish_shard(envelope: Envelope, settings: CommitSettings) -> FinishedShard:
     ]
     if len(bad):
         quarantined = _quarantine(envelope.rows, bad, reason[bad], settings.joined)
-        files.append((f"{QUARANTINE}/{number}.arrow", len(bad), _arrow(quarantined)))
+        files.append((quarantine_name(envelope.shard), len(bad), _arrow(quarantined)))
 
     is_scored = pair[kept] >= 0
     scored_rows = int(np.sum(is_scored))

@@ -12,6 +12,7 @@ from rankmill import gates, markers, output, pipeline, runs, storage
 from rankmill.attempts import ATTEMPTS
 from rankmill.config import CONTRACT_VERSION
 from rankmill.errors import OutputError, RunFailed, StartError
+from rankmill.lease import Lease
 from rankmill.markers import Counters, Marker, ModelCost
 from rankmill.pool import Pool
 from rankmill.prepared import Prepared
@@ -33,11 +34,17 @@ class RunResult:
 
 
 def finish(
-    ready: Prepared, run: Run, pools: Sequence[Pool], done: dict[int, Marker], seconds: float
+    ready: Prepared,
+    run: Run,
+    pools: Sequence[Pool],
+    done: dict[int, Marker],
+    seconds: float,
+    lease: Lease,
 ) -> RunResult:
     """Check sums and gates, write the manifest and `_SUCCESS`.
 
-    Raises `RunFailed` for missing shards, `GatesFailed` for what is not good enough.
+    Raises `RunFailed` for missing shards, `GatesFailed` for what is not good enough, `OutputBusy`
+    when another run has taken over.
     """
     missing = [index for index in range(len(ready.plan)) if index not in done]
     if missing:
@@ -75,6 +82,8 @@ def finish(
     if len(ready.models) > 1:
         manifest["models"] = _by_model(ready, run, pools, done)
     try:
+        # A process that slept since the last look must clear away nothing of a newer run's.
+        lease.refuse_lost()
         with ready.store.locked():
             output.remove_scraps(ready.store)
         ready.store.delete_folder(ATTEMPTS)

@@ -36,17 +36,22 @@ class RankmillError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
-        self.message = _shortened(mask(message))
-        self.remedy = None if remedy is None else _shortened(mask(remedy))
+        self.message = _presentable(message)
+        self.remedy = None if remedy is None else _presentable(remedy)
         super().__init__(self.message, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.remedy}" if self.remedy else self.message
 
 
-def _shortened(text: str) -> str:
-    half = _LONGEST // 2
-    return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"
+def _presentable(text: str) -> str:
+    # Far more than is shown is masked, so that what is shown holds no half of a credential.
+    return _shortened(mask(_shortened(text, 8 * _LONGEST)), _LONGEST)
+
+
+def _shortened(text: str, longest: int) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
 class StartError(RankmillError):

@@ -99,11 +99,12 @@ def rerank(
             output.begin(ready.store, record, ready.pending)
             ready = replace(ready, store=output.fenced(ready.store))
         logs.name_run(run.fingerprint)
-        for line in map(_resolved_line, ready.models, profiles, pools):
-            log.info("%s", line)
+        steps: list[Step] = []
         if ready.pending:
+            for line in map(_resolved_line, ready.models, profiles, pools):
+                log.info("%s", line)
             _prepare_nodes(ready, profiles)
-        steps = _steps(ready, run, profiles, pools)
+            steps = _steps(ready, run, profiles, pools)
         watch = stack.enter_context(
             Watch(
                 ready.store,
@@ -137,7 +138,7 @@ def rerank(
             # What counts is what lies in the output now, whatever was seen on the way.
             done, _ = output.committed(ready.store, run.fingerprint, len(ready.plan))
             stack.callback(draw_or_warn, ready.store, done, ready.config.report.texts)
-            return finish(ready, run, pools, done, time.monotonic() - started)
+            return finish(ready, run, pools, done, time.monotonic() - started, lease)
         except OSError as error:
             raise RunFailed(
                 f"{ready.store.url} is out of reach at the end of the run: {error}.",
@@ -155,9 +156,14 @@ def _refuse_changed_output(ready: Prepared, overwrite: bool) -> None:
 
 
 def _resolve(ready: Prepared) -> tuple[list[Profile], list[Pool]]:
-    """Each model's profile (an earlier start's binds) and the pool that fits the cluster."""
+    """Each model's profile (an earlier start's binds) and the pool that fits the cluster.
+
+    Where nothing is left to score (a gate is checked again), the cluster need hold no worker.
+    """
     compute = ready.config.compute
     known = None if ready.stored is None else runs.stored_profiles(ready.stored)
+    if known is not None and not ready.pending:
+        return known, [Pool(0, 0, 0, compute.memory)] * len(known)
     if known is not None:
         compute = compute.model_copy(update={"device": known[0].device})
     found = cluster.scoring_capacity(compute)
@@ -168,8 +174,7 @@ def _resolve(ready: Prepared) -> tuple[list[Profile], list[Pool]]:
             _find_profile(model, compute, device, part) for model, part in zip(ready.models, parts)
         ]
     else:
-        if ready.pending:  # otherwise nothing is scored: only the end of the run is missing
-            _refuse_other_machine(ready, known[0], device)
+        _refuse_other_machine(ready, known[0], device)
         profiles = [with_threads(p, compute, part.cores) for p, part in zip(known, parts)]
     return profiles, portions.size_pools(compute, device, profiles, parts, found)
 

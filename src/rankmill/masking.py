@@ -30,17 +30,21 @@ _KNOWN_FORMS = (
     re.compile(r"(?P<before>\b)(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     re.compile(r"(?P<before>\b)(?:hf|gh[opsu])_[A-Za-z0-9]{20,}"),
 )
+# Of a user or a password: without a bound a long text takes the square of its length.
+_LONGEST = 2_048
+_ANY = f"{{0,{_LONGEST}}}"
 _PATTERNS = (
     # scheme://user:password@host, and a token in the user's place. In abfs:// the container
     # stands there; a port is no password.
     re.compile(
-        r"(?P<before>\b(?!abfss?:|az:)[a-z][a-z0-9+.-]*://)"
-        r"(?:[^\s/?#@:'\"]*(?::(?!\d+(?:/|\s|$))|%3A)[^\s@'\"]*?|[^\s/?#@:'\"]*?)"
+        r"(?P<before>\b(?!abfss?:|az:)[a-z][a-z0-9+.-]{0,30}://)"
+        rf"(?:[^\s/?#@:'\"]{_ANY}(?::(?!\d+(?:/|\s|$))|%3A)[^\s@'\"]{_ANY}?"
+        rf"|[^\s/?#@:'\"]{_ANY}?)"
         r"(?P<end>@|%40)",
         re.IGNORECASE,
     ),
     re.compile(
-        r"(?P<before>(?<![\w:/@.%-])[\w.+-]+:)[^\s/@:'\"]{6,}(?P<end>@)(?=\w)",
+        rf"(?P<before>(?<![\w:/@.%+-])[\w.+-]{_ANY}:)[^\s/@:'\"]{{6,{_LONGEST}}}(?P<end>@)(?=\w)",
     ),
     # Parameters, headers and settings that are named for what they hold.
     re.compile(

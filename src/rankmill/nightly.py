@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
@@ -105,8 +107,14 @@ def read_date(text: str, today: date | None = None) -> str:
         ) from None
 
 
-def run_night(night: Night, listener: Listener | None = None) -> Summary:
-    """Do a night's run, or go on with it; the summary is printed nowhere.
+def run_night(
+    night: Night,
+    listener: Listener | None = None,
+    ended: Callable[[Summary], None] | None = None,
+) -> Summary:
+    """Do a night's run, or go on with it.
+
+    ended: given the last summary, however the night ended.
 
     Raises what `job.rerank` raises, `InputError` when the input's `_SUCCESS` does not come in
     time, and `ConfigError` when the summary cannot be written, or would be on a node of a cluster
@@ -135,25 +143,31 @@ def run_night(night: Night, listener: Listener | None = None) -> Summary:
         now = replace(now, seconds=round(time.monotonic() - begun, 1))
         now = _with_committed(now, access)
         _write_or_warn(night.summary, now, access)
+        if ended is not None:
+            ended(now)
     return now
 
 
-def tell_refused(day: str, path: str | None, error: RankmillError) -> None:
-    """Write the summary of a night whose configuration was refused."""
+def tell_refused(day: str, path: str | None, error: RankmillError) -> Summary:
+    """Write the summary of a night whose configuration was refused, and give it."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     summary = _ended_by(error, Summary(day, "", "not started", started))
     _write_or_warn(path, summary, ENVIRONMENT)
+    return summary
 
 
 def wait_for_input(night: Night) -> float:
-    """Wait until every input folder holds `_SUCCESS`; how many seconds that took.
+    """Wait until every folder that is read holds `_SUCCESS`; how many seconds that took.
+
+    Queries and documents that lie in tables of their own are waited for where the night's date is
+    in their paths; others are not written anew every night.
 
     Raises `InputError` that names what is missing when the time is over.
     """
     if night.wait == 0:
         return 0.0
     begun = time.monotonic()
-    missing = sorted({marked_folder(path) for path in night.config.input.paths})
+    missing = sorted({marked_folder(path) for path in _dated_paths(night)})
     told = False
     while True:
         try:
@@ -176,6 +190,11 @@ def wait_for_input(night: Night) -> float:
             log.info("Waiting for %s, %s at most.", names, duration(night.wait))
             told = True
         time.sleep(min(night.pause, night.wait - waited))
+
+
+def _dated_paths(night: Night) -> Iterator[str]:
+    for setting, paths in night.config.input.all_paths.items():
+        yield from (path for path in paths if setting == "path" or night.date in path)
 
 
 def marked_folder(path: str) -> str:
@@ -209,7 +228,9 @@ def with_reuse(config: RunConfig, reuse_under: str | None) -> RunConfig:
     else:
         found = newest_complete(reuse_under, own, config.storage)
         reuse = list(dict.fromkeys([*([found] if found else []), *config.reuse]))
-    return read_section(RunConfig, config.model_dump(mode="json") | {"reuse": reuse})
+    # What nobody set stays unset: a default is another wish than the same value asked for.
+    given = config.model_dump(mode="json", exclude_unset=True)
+    return read_section(RunConfig, given | {"reuse": reuse})
 
 
 def newest_complete(folder: str, own: str, access: StorageConfig = ENVIRONMENT) -> str | None:
@@ -242,7 +263,7 @@ def _ended_by(error: BaseException, now: Summary) -> Summary:
             remedy=error.remedy,
         )
     if isinstance(error, SystemExit | KeyboardInterrupt):
-        code = error.code if isinstance(error, SystemExit) else None
+        code = error.code if isinstance(error, SystemExit) else 128 + signal.SIGINT
         return replace(
             now,
             state="stopped",

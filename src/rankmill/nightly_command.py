@@ -56,12 +56,10 @@ def nightly_command(
     try:
         wanted = load_config(config, dict(map(parse_override, set_ or [])), date=day)
     except RankmillError as error:
-        tell_refused(day, path, error)
+        print(tell_refused(day, path, error).to_json())
         raise
     night = Night(wanted, day, wait, pause, reuse_under, path)
     # A scheduler's request to stop unwinds what is open, as Ray makes it do once it is there.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with console.own_stdout() as stdout:
-        with console.progress() as tell:
-            done = run_night(night, tell)
-        print(done.to_json(), file=stdout)
+    with console.own_stdout() as stdout, console.progress() as tell:
+        run_night(night, tell, lambda done: print(done.to_json(), file=stdout, flush=True))

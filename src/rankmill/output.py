@@ -27,8 +27,8 @@ def refuse_overlap(inputs: Sequence[str], output: str, kind: str = "input") -> N
 
     A reader pointed at OUTPUT must see ranked pairs only, and a run must not read what it writes.
     """
-    there = _folder(output)
-    for path in inputs:
+    there = _folder(_in_one_spelling(output))
+    for path in map(_in_one_spelling, inputs):
         here = _folder(_before_wildcard(path) if _is_glob(path) else path)
         if _is_glob(path):
             written = [there + "part-00000.parquet", *_parents(there)]
@@ -41,6 +41,16 @@ def refuse_overlap(inputs: Sequence[str], output: str, kind: str = "input") -> N
                 f"The output {output} and the {kind} {path} lie inside each other.",
                 "Choose an output folder of its own.",
             )
+
+
+def _in_one_spelling(path: str) -> str:
+    """The path with the usual one of a protocol's names."""
+    protocol, separator, rest = path.partition("://")
+    if not separator:
+        return path
+    if protocol in ("file", "local"):
+        return rest
+    return f"s3://{rest}" if storage.is_s3(path) else path
 
 
 def refuse_relative(paths: Sequence[str]) -> None:

@@ -185,7 +185,9 @@ def run_shards(
         chosen = list(pending[start : start + SHARDS_AN_EXECUTION])
         failure = None
         try:
-            _execute(ShardSource(source, whole, chosen, lookups), steps, commit, bounds)
+            _execute(
+                ShardSource(source, whole, chosen, bounds.store, lookups), steps, commit, bounds
+            )
         except RayError as error:
             failure = _failure(error)
         except BaseException:

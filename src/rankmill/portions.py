@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankmill.config import ComputeConfig
 from rankmill.errors import ConfigError
@@ -70,14 +70,31 @@ def size_pools(
     if len(profiles) == 1:
         whole_nodes = profiles[0].backend == "openvino"
         return [size_pool(compute, device, profiles[0].threads, found, whole_nodes)]
+    pools = _pools_of_several(compute, device, profiles, portions, found)
+    return [replace(pool, labels=compute.labels) for pool in pools]
+
+
+def _pools_of_several(
+    compute: ComputeConfig,
+    device: Device,
+    profiles: Sequence[Profile],
+    portions: Sequence[Portion],
+    found: Capacity,
+) -> list[Pool]:
     shares = [portion.share for portion in portions]
     on_gpus = compute.model_copy(update={"gpus_per_worker": portions[0].gpus, "workers": "auto"})
     # What a pool of one kind would be says whether the cluster can hold any, and how many.
     whole = size_pool(on_gpus, device, min(p.threads for p in profiles), found)
     if device == "cuda":
         wanted = whole.workers if compute.workers == "auto" else compute.workers
-        most = min(max(wanted, len(shares)), whole.workers, _fit_in_memory(compute, shares, found))
-        counts = _distribute(most, shares)
+        if whole.workers < len(shares):
+            raise ConfigError(
+                f"{len(shares)} models score at once, and the nodes with GPUs hold "
+                f"{whole.workers} worker(s)"
+                + (f" of {compute.memory:,} bytes." if compute.memory is not None else "."),
+                "Lower compute.memory, or add such nodes.",
+            )
+        counts = _distribute(min(max(wanted, len(shares)), whole.workers), shares)
         return [Pool(n, whole.cpus, whole.gpus, compute.memory) for n in counts]
     if device == "mps":
         cpus = reservable((found.cpus[0] - FREE_CPUS) / len(shares))

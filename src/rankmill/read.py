@@ -21,6 +21,7 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from rankmill import lookup, rows
+from rankmill.attempts import Attempts
 from rankmill.envelope import Envelope
 from rankmill.errors import InputError
 from rankmill.lookup import TextIndex
@@ -28,6 +29,7 @@ from rankmill.partitions import ShardTexts
 from rankmill.plan import Piece, Plan, Shard
 from rankmill.schema import ORIGIN_ROW
 from rankmill.source import Origin, Source
+from rankmill.store import Store
 
 # Where a shard's texts come from: an index in the object store, or files in a staging folder.
 Lookup: TypeAlias = "ray.ObjectRef[TextIndex] | ShardTexts"
@@ -46,14 +48,19 @@ class ShardPieces:
 class ShardSource(Datasource):
     """The pending shards of a plan, one envelope each.
 
-    lookups: one for each table of `source.texts`.
+    lookups: one for each table of `source.texts`. store: where attempts are noted.
     """
 
     def __init__(
-        self, source: Source, plan: Plan, pending: list[int], lookups: Sequence[Lookup] = ()
+        self,
+        source: Source,
+        plan: Plan,
+        pending: list[int],
+        store: Store,
+        lookups: Sequence[Lookup] = (),
     ) -> None:
         super().__init__()
-        self._lookups = tuple(lookups)
+        self._lookups, self._attempts = tuple(lookups), Attempts(store, "reading")
         shards = (plan.shard(index) for index in pending)
         self._runs = group_runs([ShardPieces(shard, tuple(plan.pieces(shard))) for shard in shards])
         self._shared = ray.put(source)  # once, not with every task
@@ -77,7 +84,7 @@ class ShardSource(Datasource):
         nothing_known = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None
         )
-        readers = (_reader(self._shared, self._lookups, run) for run in self._runs)
+        readers = (_reader(self._shared, self._lookups, run, self._attempts) for run in self._runs)
         return [ReadTask(reader, nothing_known) for reader in readers]
 
 
@@ -95,7 +102,10 @@ def group_runs(shards: list[ShardPieces]) -> list[list[ShardPieces]]:
 
 
 def _reader(
-    shared: ray.ObjectRef[Source], lookups: tuple[Lookup, ...], run: list[ShardPieces]
+    shared: ray.ObjectRef[Source],
+    lookups: tuple[Lookup, ...],
+    run: list[ShardPieces],
+    attempts: Attempts,
 ) -> Callable[[], Iterator[Block]]:
     def indices(shard: int) -> list[TextIndex]:
         return [
@@ -103,20 +113,24 @@ def _reader(
         ]
 
     def read() -> Iterator[Block]:
-        for envelope in read_shards(ray.get(shared), run, indices):
+        for envelope in read_shards(ray.get(shared), run, attempts, indices):
             yield envelope.to_block()
 
     return read
 
 
 def read_shards(
-    source: Source, run: list[ShardPieces], indices: Indices = lambda _: ()
+    source: Source, run: list[ShardPieces], attempts: Attempts, indices: Indices = lambda _: ()
 ) -> Iterator[Envelope]:
-    """Read shards in order. One that cannot be read yields an envelope that says why."""
+    """Read shards in order. One that cannot be read yields an envelope that says why.
+
+    So does one over which several processes died: Ray itself would try again without end.
+    """
     cursor = _Cursor(source)
     for shard in run:
         try:
-            table = _read_one(source, cursor, shard, indices)
+            with attempts.attempt(shard.shard.index):
+                table = _read_one(source, cursor, shard, indices)
             envelope = Envelope(shard.shard.index, rows=table)
         except Exception as error:  # noqa: BLE001 - one shard's failure must not end the run
             envelope = Envelope(shard.shard.index).failed(_changed(source, shard) or error)

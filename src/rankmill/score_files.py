@@ -7,8 +7,10 @@ file, and not a digest a pair, are enough to find what was scored.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ from rankmill.storage_settings import StorageConfig
 Keys = npt.NDArray[np.uint64]
 
 _QUERIES = b"queries"
+# How an Arrow file ends: the length of its footer, and "ARROW1".
+_TAIL = 10
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def read_scores(content: bytes, stages: Sequence[int]) -> pa.Table | None:
     """The pairs of some stages, as `schema.SCORES`; None for what is no score file."""
     try:
         table = pa.ipc.open_file(content).read_all()
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError, ValueError):  # by what of it is damaged
         return None
     if table.schema != schema.SCORES:
         return None
@@ -68,9 +72,27 @@ def read_query_keys(url: str, access: StorageConfig) -> Keys | None:
     Raises `OSError` or `InputError` when the file cannot be reached.
     """
     with storage.open_input(url, access) as file:
-        try:
-            footer = pa.ipc.open_file(file).metadata or {}
-        except pa.ArrowInvalid:
-            return None
+        footer_bytes = _footer(file)
+    try:
+        footer = pa.ipc.open_file(footer_bytes).metadata or {}
+    except (pa.ArrowException, OSError, ValueError):  # by what of it is damaged
+        return None
     keys = footer.get(_QUERIES)
     return None if keys is None or len(keys) % 8 else np.frombuffer(keys, "<u8").astype(np.uint64)
+
+
+def _footer(file: IO[bytes]) -> bytes:
+    """What of an Arrow file Arrow needs for its footer: zeros in place of its start, and its end.
+
+    So whatever the store answers is told apart from what Arrow makes of damaged bytes. The end
+    holds the footer's length (int32) and the magic bytes
+    (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _TAIL, 0))
+    tail = file.read(_TAIL)
+    length = int.from_bytes(tail[:4], "little", signed=True)
+    if not 0 < length < size - _TAIL:
+        return b""
+    file.seek(size - _TAIL - length)
+    return bytes(2 * _TAIL) + file.read(length + _TAIL)

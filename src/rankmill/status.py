@@ -8,7 +8,7 @@ from typing import Any
 from rankmill import integrity, markers, output, runs
 from rankmill.errors import InputError
 from rankmill.integrity import Expected
-from rankmill.lease import holder
+from rankmill.lease import Owner, holder
 from rankmill.markers import Counters
 from rankmill.masking import mask
 from rankmill.results import Results
@@ -22,10 +22,11 @@ from rankmill.store import Store
 class Status:
     """A look at an output.
 
-    running: somebody holds its lease. failed: why shards failed at the last start. damaged: what
-    is wrong with committed files, and files that are not of this run. gates: as the manifest
-    holds them (see `gates.Gate`), once all shards were committed. staging: of a first start that
-    has no shards yet, as those are planned but their rows are still brought into order.
+    running: somebody holds its lease, namely `held_by`. failed: why shards failed at the last
+    start. damaged: what is wrong with committed files, and files that are not of this run. gates:
+    as the manifest holds them (see `gates.Gate`), once all shards were committed. staging: of a
+    first start that has no shards yet, as those are planned but their rows are still brought into
+    order.
     """
 
     url: str
@@ -41,6 +42,7 @@ class Status:
     damaged: tuple[str, ...]
     gates: tuple[dict[str, Any], ...] = ()
     staging: StagingProgress | None = None
+    held_by: Owner | None = None
 
 
 def read_status(path: str, access: StorageConfig = ENVIRONMENT, verify: bool = False) -> Status:
@@ -61,7 +63,8 @@ def read_status(path: str, access: StorageConfig = ENVIRONMENT, verify: bool = F
                 f"There is no run at {path}.", f"An output folder holds {runs.RUN}; check the path."
             )
         fingerprint, shards = str(stored["fingerprint"]), int(stored["plan"]["shards"])
-        running = holder(store) is not None
+        owner = holder(store)
+        running = owner is not None
         own, damaged = output.committed(store, fingerprint, shards)
         if verify:
             prefix = str(stored["config"]["output"]["column_prefix"])
@@ -82,6 +85,7 @@ def read_status(path: str, access: StorageConfig = ENVIRONMENT, verify: bool = F
             failed={shard: mask(why) for shard, why in markers.read_failures(store).items()},
             damaged=tuple(map(mask, damaged)),
             gates=tuple(runs.stored_gates(store, fingerprint)),
+            held_by=owner,
         )
 
 
@@ -89,10 +93,13 @@ def _before_run(store: Store) -> Status | None:
     """Of an output without run.json: whether a first start is under way, or died in its staging."""
     if store.read(runs.EXPORT) is not None:
         return None
-    running, staging = holder(store) is not None, read_progress(store)
-    if staging is None and not running:
+    owner, staging = holder(store), read_progress(store)
+    if staging is None and owner is None:
         return None
-    nothing = Counters()
+    nothing, running = Counters(), owner is not None
     return Status(
-        store.url, False, running, 0, 0, 0, nothing, 0.0, (), {}, damaged=(), staging=staging
+        *(store.url, False, running, 0, 0, 0, nothing, 0.0, (), {}),
+        damaged=(),
+        staging=staging,
+        held_by=owner,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from rich.live import Live
 from rich.table import Table
 
 from rankmill.cells import Cell, cell, facts_table
 from rankmill.console import gate_row
+from rankmill.lease import SILENCE_SECONDS
 from rankmill.progress import Pace, duration
 from rankmill.status import Status
 
@@ -22,7 +24,7 @@ def status_table(status: Status) -> Table:
     if not status.shards:
         return facts_table(_before_shards(status))
     counters = status.counters
-    state = "complete" if status.complete else "running" if status.running else "stopped"
+    state = "complete" if status.complete else _running_or_stopped(status)
     if state == "stopped" and not all(gate["passed"] for gate in status.gates):
         state = "all shards committed, a gate failed"
     rows: list[tuple[Cell, Cell]] = [
@@ -44,8 +46,18 @@ def status_table(status: Status) -> Table:
     return facts_table(rows)
 
 
+def _running_or_stopped(status: Status) -> str:
+    """What one look can tell: whether a process of another machine lives only time shows."""
+    if not status.running:
+        return "stopped"
+    owner = status.held_by
+    if owner is None or owner.is_alive:
+        return "running"
+    return f"running, or lost with its machine {owner.host}: --watch tells"
+
+
 def _before_shards(status: Status) -> list[tuple[Cell, Cell]]:
-    staging, state = status.staging, "running" if status.running else "stopped"
+    staging, state = status.staging, _running_or_stopped(status)
     if staging is None:
         return [("output", status.url), ("state", "running: its first shards are still planned")]
     return [
@@ -59,13 +71,18 @@ def _before_shards(status: Status) -> list[tuple[Cell, Cell]]:
 def watch_status(first: Status, look: Callable[[], Status]) -> Status:
     """Show a run until it ends, in one place on a terminal; the last look.
 
-    Elsewhere the table is printed when shards were committed, and at the end.
+    Elsewhere the table is printed when shards were committed, and at the end. A lease that stands
+    still for the time that no live owner lets pass is a dead one's.
     """
-    pace, found = Pace(first.committed), first
+    pace, found, renewed = Pace(first.committed), first, time.monotonic()
     with Live(status_table(first), auto_refresh=False, transient=False) as live:
         while found.running:
             time.sleep(_WATCH_SECONDS)
             found, last = look(), found
+            if found.held_by is None or found.held_by != last.held_by:
+                renewed = time.monotonic()
+            elif time.monotonic() - renewed > SILENCE_SECONDS:
+                found = replace(found, running=False)
             table = status_table(found)
             done = found.counters.rows_in
             shard_seconds = found.scoring_seconds / max(found.committed, 1)

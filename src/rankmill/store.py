@@ -296,6 +296,8 @@ class Store:
         files, others = {}, []
         for info in infos:
             name = posixpath.basename(info["name"].rstrip("/"))
+            if info["type"] == "file" and info["name"].endswith("/"):
+                continue  # an empty object by which consoles of S3 show a folder
             if info["type"] == "file":
                 files[name] = Listed(int(info["size"]), str(info.get("ETag", "")).strip('"'))
             else:

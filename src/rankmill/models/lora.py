@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rankmill.errors import ModelError
 from rankmill.models import causal_lm, classifiers
-from rankmill.models.adapter import WEIGHTS
+from rankmill.models.adapter import CONFIG, WEIGHTS
 from rankmill.models.architectures import architecture_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,19 @@ _LORA = "lora_"
 # twice, and a module that was saved whole comes with the one that it replaced.
 _WRAPPER = re.compile(r"\.(base_layer|modules_to_save)\.")
 _REPLACED = ".original_module."
+# Settings of LoraConfig that say which matrices there are and how they are added; and those that
+# only say how the adapter came about.
+_MATRICES = frozenset(
+    {"task_type", "r", "target_modules", "exclude_modules", "lora_alpha", "fan_in_fan_out", "bias"}
+    | {"use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "use_dora"}
+    | {"layers_pattern", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication"}
+    | {"trainable_token_indices", "target_parameters"}
+)
+_OF_TRAINING = frozenset(
+    {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"}
+    | {"inference_mode", "lora_dropout", "megatron_core", "loftq_config", "eva_config"}
+    | {"corda_config", "lora_ga_config", "runtime_config"}
+)
 
 
 def merge(base: Path, adapter: Path, target: Path) -> None:
@@ -42,7 +55,9 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     """
     try:
         stored = load_file(adapter / WEIGHTS)
-        config = LoraConfig.from_pretrained(str(adapter))
+        config = _config(adapter)
+    except ModelError:
+        raise
     except Exception as error:  # safetensors and peft check their files each in their way
         raise _unusable(adapter, error) from error
     low_rank = {key: weight for key, weight in stored.items() if _LORA in key}
@@ -64,6 +79,27 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     except Exception as error:
         raise _unusable(adapter, error) from error
     classifiers.save(merged, target, base)
+
+
+def _config(adapter: Path) -> LoraConfig:
+    """What adapter_config.json says of the matrices, and nothing else that it may say.
+
+    Raises `ModelError` for a setting that asks for more: peft would import a module for one.
+    """
+    stored = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    usual = LoraConfig()
+    others = [
+        name
+        for name, value in stored.items()
+        if name not in _MATRICES | _OF_TRAINING and value and value != getattr(usual, name, None)
+    ]
+    if others:
+        raise ModelError(
+            f"The adapter in {adapter} sets {', '.join(sorted(others))} in {CONFIG}, which this "
+            "version does not merge.",
+            "Merge it with peft (merge_and_unload, save_pretrained) and give the merged model.",
+        )
+    return LoraConfig(**{name: value for name, value in stored.items() if name in _MATRICES})
 
 
 def _load_base(
