@@ -464,6 +464,14 @@ def store(reached: Callable[..., None], request: pytest.FixtureRequest) -> Store
     return Store(f"s3://bucket/{request.node.originalname}")
 
 
+@only_moto  # nanio takes no such names
+def test_the_placeholder_of_a_folder_is_no_file(store, server):
+    bucket, key = store.url.removeprefix("s3://").split("/", 1)
+    server.filesystem().call_s3("put_object", Bucket=bucket, Key=f"{key}/", Body=b"")
+    assert store.listing().visible == []
+    output.refuse_foreign(store, overwrite=False)
+
+
 def test_files_are_written_read_listed_and_removed(store):
     assert store.sizes() == {}
     assert store.read("a") is None

@@ -162,9 +162,9 @@ def _resolve(ready: Prepared) -> tuple[list[Profile], list[Pool]]:
     """
     compute = ready.config.compute
     known = None if ready.stored is None else runs.stored_profiles(ready.stored)
-    if known is not None and not ready.pending:
-        return known, [Pool(0, 0, 0, compute.memory)] * len(known)
     if known is not None:
+        if not ready.pending:
+            return known, [Pool(0, 0, 0, compute.memory, compute.labels)] * len(known)
         compute = compute.model_copy(update={"device": known[0].device})
     found = cluster.scoring_capacity(compute)
     device = choose_device(compute, found)

@@ -30,8 +30,8 @@ _KNOWN_FORMS = (
     re.compile(r"(?P<before>\b)(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     re.compile(r"(?P<before>\b)(?:hf|gh[opsu])_[A-Za-z0-9]{20,}"),
 )
-# Of a user or a password: without a bound a long text takes the square of its length.
-_LONGEST = 2_048
+# Characters of a user or a password: without a bound a long text takes the square of its length.
+_LONGEST = 4_096
 _ANY = f"{{0,{_LONGEST}}}"
 _PATTERNS = (
     # scheme://user:password@host, and a token in the user's place. In abfs:// the container
@@ -44,7 +44,7 @@ _PATTERNS = (
         re.IGNORECASE,
     ),
     re.compile(
-        rf"(?P<before>(?<![\w:/@.%+-])[\w.+-]{_ANY}:)[^\s/@:'\"]{{6,{_LONGEST}}}(?P<end>@)(?=\w)",
+        rf"(?P<before>(?<![\w:/@.%+-])[\w.+-]{{1,{_LONGEST}}}:)[^\s/@:'\"]{{6,{_LONGEST}}}(?P<end>@)(?=\w)",
     ),
     # Parameters, headers and settings that are named for what they hold.
     re.compile(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rankmill.config import ComputeConfig
 from rankmill.errors import ConfigError
@@ -70,17 +70,6 @@ def size_pools(
     if len(profiles) == 1:
         whole_nodes = profiles[0].backend == "openvino"
         return [size_pool(compute, device, profiles[0].threads, found, whole_nodes)]
-    pools = _pools_of_several(compute, device, profiles, portions, found)
-    return [replace(pool, labels=compute.labels) for pool in pools]
-
-
-def _pools_of_several(
-    compute: ComputeConfig,
-    device: Device,
-    profiles: Sequence[Profile],
-    portions: Sequence[Portion],
-    found: Capacity,
-) -> list[Pool]:
     shares = [portion.share for portion in portions]
     on_gpus = compute.model_copy(update={"gpus_per_worker": portions[0].gpus, "workers": "auto"})
     # What a pool of one kind would be says whether the cluster can hold any, and how many.
@@ -95,10 +84,10 @@ def _pools_of_several(
                 "Lower compute.memory, or add such nodes.",
             )
         counts = _distribute(min(max(wanted, len(shares)), whole.workers), shares)
-        return [Pool(n, whole.cpus, whole.gpus, compute.memory) for n in counts]
+        return [Pool(n, whole.cpus, whole.gpus, compute.memory, compute.labels) for n in counts]
     if device == "mps":
         cpus = reservable((found.cpus[0] - FREE_CPUS) / len(shares))
-        return [Pool(1, cpus, 0, compute.memory)] * len(shares)
+        return [Pool(1, cpus, 0, compute.memory, compute.labels)] * len(shares)
     return _cpu_pools(compute, profiles, portions, found)
 
 
@@ -125,7 +114,10 @@ def _cpu_pools(
     most = _fit_in_memory(compute, shares, found)
     if sum(counts) > most:
         counts = _distribute(int(most), shares)
-    return [Pool(n, reservable(c * fits), 0, compute.memory) for n, c in zip(counts, wanted)]
+    return [
+        Pool(n, reservable(c * fits), 0, compute.memory, compute.labels)
+        for n, c in zip(counts, wanted)
+    ]
 
 
 def _actors_a_node(

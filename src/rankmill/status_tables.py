@@ -71,15 +71,16 @@ def _before_shards(status: Status) -> list[tuple[Cell, Cell]]:
 def watch_status(first: Status, look: Callable[[], Status]) -> Status:
     """Show a run until it ends, in one place on a terminal; the last look.
 
-    Elsewhere the table is printed when shards were committed, and at the end. A lease that stands
-    still for the time that no live owner lets pass is a dead one's.
+    Elsewhere the table is printed when shards were committed, and at the end. Another machine's
+    lease that stands still for the time that no live owner lets pass is a dead one's.
     """
     pace, found, renewed = Pace(first.committed), first, time.monotonic()
     with Live(status_table(first), auto_refresh=False, transient=False) as live:
         while found.running:
             time.sleep(_WATCH_SECONDS)
             found, last = look(), found
-            if found.held_by is None or found.held_by != last.held_by:
+            owner = found.held_by
+            if owner is None or owner != last.held_by or owner.is_alive:
                 renewed = time.monotonic()
             elif time.monotonic() - renewed > SILENCE_SECONDS:
                 found = replace(found, running=False)
