@@ -15,7 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -340,10 +340,15 @@ class Store:
 
 def _remove(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
     # fsspec takes `[`, `*` and `?` in a list of paths for wildcards: other files would go.
-    if plain := [path for path in paths if not _WILDCARD.search(path)]:
-        fs.rm(plain)
-    for path in paths:
-        if _WILDCARD.search(path):
+    plain = [path for path in paths if not _WILDCARD.search(path)]
+    one_by_one = [path for path in paths if _WILDCARD.search(path)]
+    if plain:
+        try:
+            fs.rm(plain)
+        except FileNotFoundError:  # not every store passes over what is not there
+            one_by_one = list(paths)
+    for path in one_by_one:
+        with suppress(FileNotFoundError):
             fs.rm_file(path)
 
 
