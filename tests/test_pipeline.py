@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ from ray.exceptions import WorkerCrashedError
 from conftest import make_pairs
 from rankmill import cluster, pipeline, plan, scan
 from rankmill.config import ComputeConfig, InputConfig, ModelConfig, load_config
-from rankmill.errors import ConfigError, RunFailed
+from rankmill.errors import ConfigError, InputError, RunFailed
 from rankmill.job import _stage_settings
 from rankmill.pipeline import Step
 from rankmill.pool import COMMIT_CPUS, READ_CPUS, TOKENIZE_CPUS, Capacity, choose_device, size_pool
@@ -263,6 +265,25 @@ print("on", sorted(ray.get([actor.which.remote() for actor in actors], timeout=6
 def test_tasks_share_an_object_and_answer_in_order(ray_cluster: None) -> None:
     found = pipeline.map_shared(lambda words, place: words[place], ["a", "b", "c"], [2, 0, 1])
     assert list(found) == ["c", "a", "b"]
+
+
+def test_when_a_task_fails_the_others_have_ended_before_it_is_told(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+
+    def work(number: int) -> None:
+        if number == 0:
+            while not first.exists():
+                time.sleep(0.01)
+            raise InputError("the first fails")
+        first.touch()
+        time.sleep(1)
+        (tmp_path / f"{number}").touch()
+
+    with pytest.raises(InputError, match="the first fails"):
+        list(pipeline.map_tasks(work, [0, 1, 2]))
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "1", "2"}
 
 
 def test_tasks_scan_a_large_input_as_the_driver_scans_a_small_one(

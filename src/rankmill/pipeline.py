@@ -12,9 +12,11 @@ from __future__ import annotations
 import gc
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
@@ -109,16 +111,24 @@ def run_on_every_node(function: Callable[[], None], found: Capacity) -> None:
 def map_tasks(
     function: Callable[[T], R], items: Sequence[T], cpus: float = TOKENIZE_CPUS
 ) -> Iterator[R]:
-    """Run a function over items as Ray tasks, a bounded number at once; results in order."""
+    """Run a function over items as Ray tasks, a bounded number at once; results in order.
+
+    When one fails, those that were begun have ended before its error is raised.
+    """
     remote = ray.remote(num_cpus=cpus)(function)
     window = 4 * max(int(sum(cluster.capacity().cpus)), 1)
-    refs = [remote.remote(item) for item in items[:window]]
-    for position in range(len(items)):
-        following = position + window
-        if following < len(items):
-            refs.append(remote.remote(items[following]))
-        yield _get([refs[position]])[0]
-        refs[position] = None
+    left = iter(items)
+    begun = deque(remote.remote(item) for item in islice(left, window))
+    while begun:
+        try:
+            result = _get([begun[0]])[0]
+        except RankmillError:
+            # The caller may clear up where they write.
+            ray.wait(list(begun), num_returns=len(begun), fetch_local=False)
+            raise
+        begun.popleft()
+        begun.extend(remote.remote(item) for item in islice(left, 1))
+        yield result
 
 
 def map_shared(
