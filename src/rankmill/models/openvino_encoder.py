@@ -20,9 +20,9 @@ from rankmill.tokens import TokenBatch
 
 _PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 # OpenVINO keeps code that it generates for every shape of a batch, some 0.8 MiB a shape, and by
-# default 5,000 parts of it: 2 GiB. A hundred are as fast (measured with 50 to 500; the smallest
-# models are 7 % slower with none).
-_KEPT_FOR_SHAPES = 100
+# default 5,000 parts of each kind: 2 GiB. Fifty are as fast (measured with 50 to 500; the smallest
+# models are 7 % slower with none), and are there after a shard or two: then memory stands.
+_KEPT_FOR_SHAPES = 50
 _NO_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc")
 
 
