@@ -6,6 +6,9 @@ give equal bits, whatever the number of streams and threads and the order of the
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,12 @@ from rankmill.profile import BF16_INSTRUCTIONS, Profile
 from rankmill.tokens import TokenBatch
 
 _PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
-# OpenVINO keeps code that it generates for every shape of a batch, some 0.8 MiB a shape, and by
-# default 5,000 parts of each kind: 2 GiB. Fifty are as fast (measured with 50 to 500; the smallest
-# models are 7 % slower with none), and are there after a shard or two: then memory stands.
+# OpenVINO keeps what it prepares for every shape of a batch, by default 5,000 parts of each kind:
+# 2 GiB. Fifty are as fast (measured with 50 to 500; the smallest models are 7 % slower with none).
 _KEPT_FOR_SHAPES = 50
+# So does its oneDNN, some 0.8 MiB a shape, by default 1,024 primitives: an actor's memory grew for
+# a hundred shards. A hundred are as fast.
+_KEPT_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100")
 _NO_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc")
 
 
@@ -142,7 +147,8 @@ def _compile(graph: Path, precision: Any, streams: int, threads: int) -> Any:  #
         "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_FOR_SHAPES,
     }
     try:
-        compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        with _few_primitives():
+            compiled = openvino.Core().compile_model(graph, "CPU", settings)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1]
         raise BackendUnfit(f"OpenVINO cannot compile the model: {first}") from error
@@ -153,3 +159,20 @@ def _compile(graph: Path, precision: Any, streams: int, threads: int) -> Any:  #
             f"{precision.to_string()}."
         )
     return compiled
+
+
+@contextlib.contextmanager
+def _few_primitives() -> Iterator[None]:
+    """Bound oneDNN's cache, unless the user did: it asks once, when a first model is compiled.
+
+    Not longer than that: torch has a oneDNN of its own, which reads the same variable.
+    """
+    name, value = _KEPT_PRIMITIVES
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
