@@ -29,7 +29,8 @@ demo: $(READY)
 # Two processes, a Ray cluster each: most of a test's time is waiting for one. Files in their order:
 # xdist would keep those with few tests for the end, and they are the longest.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+		--durations 30
 
 check: $(READY)
 	$(BIN)/ruff format --check .
