@@ -46,6 +46,9 @@ from rankmill.worker import Bounds, ScoringWorker
 # run is several executions. A new pool costs seconds, this many shards take hours.
 SHARDS_AN_EXECUTION = 2_000
 
+# What tasks may take to end when one beside them has failed: Ray starts some again and again.
+_END_SECONDS = 60.0
+
 # In a traceback: message and remedy up to the next empty line.
 _OUR_ERROR = re.compile(r"^rankmill\.errors\.\w+: (.+?)\n\n", re.DOTALL | re.MULTILINE)
 
@@ -113,7 +116,8 @@ def map_tasks(
 ) -> Iterator[R]:
     """Run a function over items as Ray tasks, a bounded number at once; results in order.
 
-    When one fails, those that were begun have ended before its error is raised.
+    When one fails, those that were begun have ended, or had a minute to, before its error is
+    raised.
     """
     remote = ray.remote(num_cpus=cpus)(function)
     window = 4 * max(int(sum(cluster.capacity().cpus)), 1)
@@ -124,7 +128,8 @@ def map_tasks(
             result = _get([begun[0]])[0]
         except RankmillError:
             # The caller may clear up where they write.
-            ray.wait(list(begun), num_returns=len(begun), fetch_local=False)
+            others = list(begun)
+            ray.wait(others, num_returns=len(others), timeout=_END_SECONDS, fetch_local=False)
             raise
         begun.popleft()
         begun.extend(remote.remote(item) for item in islice(left, 1))

@@ -25,9 +25,11 @@ _PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 # OpenVINO keeps what it prepares for every shape of a batch, by default 5,000 parts of each kind:
 # 2 GiB. Fifty are as fast (measured with 50 to 500; the smallest models are 7 % slower with none).
 _KEPT_FOR_SHAPES = 50
-# So does its oneDNN, some 0.8 MiB a shape, by default 1,024 primitives: an actor's memory grew for
-# a hundred shards. A hundred are as fast.
-_KEPT_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100")
+# So does its oneDNN, some 0.8 MiB a shape in bf16, by default 1,024 primitives: an actor's memory
+# grew for a hundred shards. A hundred are as fast, as far as two runs of a small model tell.
+_PRIMITIVES, _KEPT_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100"
+# The older name of the same variable.
+_PRIMITIVES_ONCE = "DNNL_PRIMITIVE_CACHE_CAPACITY"
 _NO_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc")
 
 
@@ -167,12 +169,11 @@ def _few_primitives() -> Iterator[None]:
 
     Not longer than that: torch has a oneDNN of its own, which reads the same variable.
     """
-    name, value = _KEPT_PRIMITIVES
-    if name in os.environ:
+    if _PRIMITIVES in os.environ or _PRIMITIVES_ONCE in os.environ:
         yield
         return
-    os.environ[name] = value
+    os.environ[_PRIMITIVES] = _KEPT_PRIMITIVES
     try:
         yield
     finally:
-        del os.environ[name]
+        os.environ.pop(_PRIMITIVES, None)  # another thread may have compiled, too
