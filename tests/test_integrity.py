@@ -320,9 +320,12 @@ def test_an_output_under_another_name_of_its_protocol_is_found_too(tmp_path):
         ("s3://bucket/in", "s3a://bucket/in/out"),
         (f"file://{tmp_path}/in", f"local://{tmp_path}/in/out"),
         (f"local://{tmp_path}/in", f"{tmp_path}/in"),
+        ("gcs://bucket/in", "gs://bucket/in/out"),
+        ("az://container/in/out", "abfs://container/in"),
     ):
-        with pytest.raises(ConfigError, match="lie inside each other"):
+        with pytest.raises(ConfigError, match="lie inside each other") as refused:
             output.refuse_overlap([here], there)
+        assert here in refused.value.message
 
 
 # What a start takes over

@@ -288,8 +288,19 @@ def test_nothing_is_written_once_the_fence_has_fallen(store):
         store.delete(["run"]) if theirs is None else store.write("run", theirs)
         with pytest.raises(OutputBusy, match="Another run has taken over"):
             fenced.write("part", b"2")
+        with pytest.raises(OutputBusy, match="Another run has taken over"):
+            fenced.withdraw("part")
     assert store.read("part") == b"1"
     assert store.sizes("_rankmill/tmp") == {}
+
+
+def test_what_is_withdrawn_is_gone_and_need_not_be_there(store):
+    store.write("run", b"ours")
+    for one in (store, replace(store, fence=Fence("run", hashlib.sha256(b"ours").hexdigest()))):
+        store.write("part", b"1")
+        one.withdraw("part")
+        assert store.read("part") is None
+        one.withdraw("part")
 
 
 def test_a_writer_waits_for_whoever_takes_the_folder_over(store):

@@ -17,6 +17,7 @@ from rankmill.config import RunConfig, load_config
 from rankmill.errors import ConfigError, InputError
 from rankmill.nightly import (
     Night,
+    Summary,
     marked_folder,
     newest_complete,
     read_date,
@@ -95,7 +96,9 @@ def test_tables_of_texts_with_the_nights_date_are_waited_for_and_others_not(tmp_
     for name in ("in", f"documents/{day}", "queries"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "in/_SUCCESS").touch()
-    given = {"input.layout": "ids", "input.queries": f"{tmp_path}/queries"}
+    # A date in a file's own name: the `_SUCCESS` beside it may be another night's.
+    queries = f"{tmp_path}/queries/{day}.parquet"
+    given = {"input.layout": "ids", "input.queries": queries}
     given |= {"input.documents": f"{tmp_path}/documents/{day}"}
     night = Night(config(tmp_path, **given), day, wait=0.02, pause=0.01)
     with pytest.raises(InputError, match=rf"^\S+documents/{day}/_SUCCESS did not come"):
@@ -121,8 +124,10 @@ def test_an_input_that_does_not_come_in_time_starts_nothing_and_the_summary_says
 def test_a_summary_that_cannot_be_written_starts_nothing(tmp_path):
     (tmp_path / "file").touch()
     night = Night(config(tmp_path), "2026-11-21", 0, 1, summary=f"{tmp_path}/file/summary.json")
+    told: list[Summary] = []
     with pytest.raises(ConfigError, match=r"summary\.json cannot be written"):
-        run_night(night)
+        run_night(night, ended=told.append)
+    assert [one.state for one in told] == ["not started"]
 
 
 def test_a_summary_that_only_a_clusters_node_would_find_is_refused(tmp_path):
@@ -138,6 +143,8 @@ def test_a_summary_that_only_a_clusters_node_would_find_is_refused(tmp_path):
         text=True,
     )
     assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["state"] == "not started"
+    assert not (tmp_path / "here.json").exists()
     assert "The path here.json is relative" in done.stderr
 
 

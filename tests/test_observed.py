@@ -133,12 +133,16 @@ def test_a_watched_run_whose_lease_stands_still_has_stopped(tmp_path, monkeypatc
     assert "another-host" in capsys.readouterr().out
     assert not status_tables.watch_status(begun, lambda: read_status(folder)).running
     assert "stopped" in capsys.readouterr().out
+    lost = replace(begun, shards=0, running=False)
+    Console().print(status_tables.status_table(lost, watched=True))
+    assert "stopped: its first shards" in capsys.readouterr().out
 
     beats = iter(range(1, 100))
     beating = lambda: replace(begun, held_by=replace(elsewhere, beat=next(beats)))  # noqa: E731
     looks = iter([*(beating() for _ in range(20)), replace(begun, running=False, held_by=None)])
     status_tables.watch_status(begun, lambda: next(looks))
     assert next(looks, None) is None, "it was watched to its end"
+    assert "lost with its machine" not in capsys.readouterr().out
 
 
 def test_a_watched_run_is_shown_until_it_ends(tmp_path, monkeypatch, capsys):

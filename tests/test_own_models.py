@@ -140,8 +140,9 @@ def test_an_adapter_that_would_have_a_module_imported_is_refused(adapter):
         {"target_modules": "all-linear", "task_type": None},
         {"use_rslora": True, "use_dora": True},
         {"bias": "all"},
+        {"init_lora_weights": "pissa"},
     ],
-    ids=["head saved", "every layer", "rs and dora", "biases"],
+    ids=["head saved", "every layer", "rs and dora", "biases", "first values of its base's"],
 )
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_an_adapter_scores_as_peft_does_unmerged(adapter, kind, lora):

@@ -510,13 +510,17 @@ def test_of_two_writers_who_have_seen_the_same_file_one_wins_where_the_store_tak
     assert store._put_if("lease", b"fourth", None) or server.conditional
 
 
-def test_a_writer_that_slept_before_its_write_cannot_write_over_another_run(
-    server, store, monkeypatch
+@pytest.mark.parametrize("removes", [False, True], ids=["writes", "removes"])
+def test_who_slept_before_a_write_or_a_removal_cannot_touch_what_another_run_wrote(
+    server, store, monkeypatch, removes
 ):
     store.write("run", b"ours")
     fenced = replace(store, fence=Fence("run", hashlib.sha256(b"ours").hexdigest()))
     fenced.write("part", b"ours")
     check = Store._refuse_fallen
+
+    def act() -> None:
+        fenced.withdraw("part") if removes else fenced.write("part", b"ours again")
 
     def sleep_afterwards(writer: Store) -> None:
         check(writer)
@@ -526,13 +530,14 @@ def test_a_writer_that_slept_before_its_write_cannot_write_over_another_run(
     monkeypatch.setattr(Store, "_refuse_fallen", sleep_afterwards)
     if server.conditional:
         with pytest.raises(OutputBusy, match="Another run has taken over"):
-            fenced.write("part", b"ours again")
+            act()
     else:
-        fenced.write("part", b"ours again")
-    assert store.read("part") == (b"theirs" if server.conditional else b"ours again")
+        act()
+    harmed = None if removes else b"ours again"
+    assert store.read("part") == (b"theirs" if server.conditional else harmed)
     # Once it looks again it is refused anywhere.
     with pytest.raises(OutputBusy):
-        fenced.write("part", b"ours at last")
+        act()
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def test_other_messages_stay_as_they_are(message):
     assert mask(message) == message
 
 
-@pytest.mark.parametrize("where", [1_960, 1_980, 2_000, 15_960, 15_980, 16_000, 16_020])
+@pytest.mark.parametrize("where", [1_940, 1_960, 1_970])
 def test_no_half_of_a_credential_stays_where_a_long_message_is_cut(where):
     secret = f" s3://{'k' * 30}:{'p' * 40}@host/ "
     words = "b " * 40_000

@@ -401,7 +401,7 @@ def test_a_first_start_that_stages_or_plans_says_so_in_its_status(tmp_path: Path
     with pytest.raises(InputError, match="There is no run"):
         read_status(output.url)
     with Lease(output):
-        assert "first shards are still planned" in told(status_table(read_status(output.url)))
+        assert "first shards are not planned yet" in told(status_table(read_status(output.url)))
         staging = Store(str(tmp_path / folder))
         staging_progress.tell_step(staging, [f"documents/{n}.done" for n in range(3)])
         for name in ("0.done", "0.arrow"):

@@ -128,7 +128,7 @@ def commit_shard(envelope: Envelope, settings: CommitSettings) -> None:
     for name, content in finished.contents.items():
         store.write(name, content)
     if (quarantine := quarantine_name(envelope.shard)) not in finished.contents:
-        store.delete([quarantine])  # an attempt that died may have set rows aside
+        store.withdraw(quarantine)  # an attempt that died may have set rows aside
     written = time.perf_counter()
     times = {"ended": ended, "rank": ranked - started, "write": written - ranked}
     marker = replace(finished.marker, stages=finished.marker.stages | times)

@@ -83,8 +83,8 @@ def finish(
         manifest["models"] = _by_model(ready, run, pools, done)
     try:
         # A process that slept since the last look must clear away nothing of a newer run's.
-        lease.refuse_lost()
         with ready.store.locked():
+            lease.refuse_lost()
             output.remove_scraps(ready.store)
         ready.store.delete_folder(ATTEMPTS)
         ready.staging.remove()

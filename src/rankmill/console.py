@@ -143,11 +143,12 @@ class _LineLog:
 def manifest_table(manifest: dict[str, Any], output: str) -> Table:
     """What a finished run did."""
     profile, workers = manifest["profile"], manifest["workers"]["workers"]
+    pool = f"{workers} of {profile['threads']} thread(s)" if workers else "none were needed"
     rows: list[tuple[Cell, Cell]] = [
         ("output", output),
         ("model", f"{manifest['model']['name']} ({manifest['model']['digest'][:12]})"),
         ("computed by", f"{profile['backend']} {profile['precision']} on {profile['device']}"),
-        ("workers", f"{workers} of {profile['threads']} thread(s)"),
+        ("workers", pool),
         ("queries", f"{manifest['queries']:,}"),
         ("rows in", f"{manifest['rows_in']:,}"),
         ("  written, ranked", f"{manifest['rows_out']:,}"),

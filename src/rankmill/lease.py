@@ -11,9 +11,10 @@ What is guaranteed
   dead one in the same moment, one goes on. A paused owner that wakes up can neither renew the lease
   nor give it back in the new owner's place.
 - A run writes behind a fence (`store.Fence`): every file, of the driver and of every worker, is put
-  in its place only while run.json is the one that the run began with. On disk that is checked under
-  a lock which a new run takes to change run.json; on S3 the write names the version of the file
-  that was there before the check. So a writer that slept cannot write over another run's files.
+  in its place, and a shard's old quarantine removed, only while run.json is the one that the run
+  began with. On disk that is checked under a lock which a new run takes to change run.json; on S3
+  the request names the version of the file that was there before the check. So a writer that slept
+  cannot touch another run's files.
 - On S3 two things remain, as no condition spans two objects. A driver that slept just between its
   last look at the lease and its own clearing up may delete what a new owner has written: that one's
   shards are then missing and its end says so. And one that slept between its last check and writing

@@ -118,21 +118,23 @@ def run_night(
 
     Raises what `job.rerank` raises, `InputError` when the input's `_SUCCESS` does not come in
     time, and `ConfigError` when the summary cannot be written, or would be on a node of a cluster
-    in a folder of its own; the summary tells all but that.
+    in a folder of its own; `ended` is told all of it.
     """
-    if cluster.is_foreign_cluster(night.config.compute):
-        # The folder that a job runs in is gone with it, and whoever reads the summary elsewhere.
-        refuse_relative(list(filter(None, [night.summary, night.reuse_under])))
     begun, access = time.monotonic(), night.config.storage
     output = storage.absolute(night.config.output.path)
     now = Summary(night.date, output, "waiting", datetime.now(UTC).isoformat(timespec="seconds"))
-    _write(night.summary, now, access)
+    kept = None  # where the summary is kept, once that is known to be a good place
     try:
+        if cluster.is_foreign_cluster(night.config.compute):
+            # The folder that a job runs in is gone with it, and who reads the summary is elsewhere.
+            refuse_relative(list(filter(None, [night.summary, night.reuse_under])))
+        _write(night.summary, now, access)
+        kept = night.summary
         waited = wait_for_input(night)
         config = with_reuse(night.config, night.reuse_under)
         reused = config.reuse[0] if config.reuse else None
         now = replace(now, state="running", seconds_waited=round(waited, 1), reused_from=reused)
-        _write(night.summary, now, access)
+        _write(kept, now, access)
         result = job.rerank(config, listener=listener)
         rate = result.manifest["pairs_per_second"]
         now = replace(now, state="complete", exit_code=0, pairs_per_second=rate)
@@ -142,7 +144,7 @@ def run_night(
     finally:
         now = replace(now, seconds=round(time.monotonic() - begun, 1))
         now = _with_committed(now, access)
-        _write_or_warn(night.summary, now, access)
+        _write_or_warn(kept, now, access)
         if ended is not None:
             ended(now)
     return now
@@ -160,7 +162,7 @@ def wait_for_input(night: Night) -> float:
     """Wait until every folder that is read holds `_SUCCESS`; how many seconds that took.
 
     Queries and documents that lie in tables of their own are waited for where the night's date is
-    in their paths; others are not written anew every night.
+    in their folders; others' `_SUCCESS` may be another night's.
 
     Raises `InputError` that names what is missing when the time is over.
     """
@@ -194,7 +196,9 @@ def wait_for_input(night: Night) -> float:
 
 def _dated_paths(night: Night) -> Iterator[str]:
     for setting, paths in night.config.input.all_paths.items():
-        yield from (path for path in paths if setting == "path" or night.date in path)
+        yield from (
+            path for path in paths if setting == "path" or night.date in marked_folder(path)
+        )
 
 
 def marked_folder(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 from rankmill import console
 from rankmill.config import load_config
 from rankmill.errors import RankmillError
-from rankmill.nightly import Night, read_date, run_night, tell_refused
+from rankmill.nightly import Night, Summary, read_date, run_night, tell_refused
 from rankmill.settings import DATE, parse_override
 
 
@@ -61,5 +62,12 @@ def nightly_command(
     night = Night(wanted, day, wait, pause, reuse_under, path)
     # A scheduler's request to stop unwinds what is open, as Ray makes it do once it is there.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with console.own_stdout() as stdout, console.progress() as tell:
-        run_night(night, tell, lambda done: print(done.to_json(), file=stdout, flush=True))
+    over: list[Summary] = []
+    with console.own_stdout() as stdout:
+        try:
+            with console.progress() as tell:
+                run_night(night, tell, over.append)
+        finally:
+            # Whoever started the night may be gone: what the night ended with says more than that.
+            with suppress(OSError):
+                print(*(done.to_json() for done in over), file=stdout, flush=True)

@@ -19,6 +19,9 @@ from rankmill.store import Fence, Listed, Listing, Store
 
 log = logging.getLogger("rankmill")
 
+# Protocols that fsspec knows by several names.
+_USUAL = {"gcs": "gs", "az": "abfs", "abfss": "abfs", "arrow_hdfs": "hdfs"}
+
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
 
@@ -28,7 +31,8 @@ def refuse_overlap(inputs: Sequence[str], output: str, kind: str = "input") -> N
     A reader pointed at OUTPUT must see ranked pairs only, and a run must not read what it writes.
     """
     there = _folder(_in_one_spelling(output))
-    for path in map(_in_one_spelling, inputs):
+    for given in inputs:
+        path = _in_one_spelling(given)
         here = _folder(_before_wildcard(path) if _is_glob(path) else path)
         if _is_glob(path):
             written = [there + "part-00000.parquet", *_parents(there)]
@@ -38,7 +42,7 @@ def refuse_overlap(inputs: Sequence[str], output: str, kind: str = "input") -> N
             inside = there.startswith(here) or here.startswith(there) or beside
         if inside:
             raise ConfigError(
-                f"The output {output} and the {kind} {path} lie inside each other.",
+                f"The output {output} and the {kind} {given} lie inside each other.",
                 "Choose an output folder of its own.",
             )
 
@@ -50,7 +54,8 @@ def _in_one_spelling(path: str) -> str:
         return path
     if protocol in ("file", "local"):
         return rest
-    return f"s3://{rest}" if storage.is_s3(path) else path
+    usual = "s3" if storage.is_s3(path) else _USUAL.get(protocol, protocol)
+    return f"{usual}://{rest}"
 
 
 def refuse_relative(paths: Sequence[str]) -> None:

@@ -19,12 +19,13 @@ from rankmill.status import Status
 _WATCH_SECONDS = 2.0
 
 
-def status_table(status: Status) -> Table:
-    """How far a run is."""
+def status_table(status: Status, watched: bool = False) -> Table:
+    """How far a run is. watched: `status.running` is what looking on has shown."""
+    running = _running_or_stopped(status, watched)
     if not status.shards:
-        return facts_table(_before_shards(status))
+        return facts_table(_before_shards(status, running))
     counters = status.counters
-    state = "complete" if status.complete else _running_or_stopped(status)
+    state = "complete" if status.complete else running
     if state == "stopped" and not all(gate["passed"] for gate in status.gates):
         state = "all shards committed, a gate failed"
     rows: list[tuple[Cell, Cell]] = [
@@ -46,20 +47,21 @@ def status_table(status: Status) -> Table:
     return facts_table(rows)
 
 
-def _running_or_stopped(status: Status) -> str:
-    """What one look can tell: whether a process of another machine lives only time shows."""
+def _running_or_stopped(status: Status, watched: bool) -> str:
+    """Whether a process of another machine lives only time shows: one look cannot tell."""
     if not status.running:
         return "stopped"
     owner = status.held_by
-    if owner is None or owner.is_alive:
+    if watched or owner is None or owner.is_alive:
         return "running"
     return f"running, or lost with its machine {owner.host}: --watch tells"
 
 
-def _before_shards(status: Status) -> list[tuple[Cell, Cell]]:
-    staging, state = status.staging, _running_or_stopped(status)
+def _before_shards(status: Status, state: str) -> list[tuple[Cell, Cell]]:
+    staging = status.staging
     if staging is None:
-        return [("output", status.url), ("state", "running: its first shards are still planned")]
+        planning = f"{state}: its first shards are not planned yet"
+        return [("output", status.url), ("state", planning)]
     return [
         ("output", status.url),
         ("state", f"{state}: the input is brought into order first"),
@@ -75,7 +77,7 @@ def watch_status(first: Status, look: Callable[[], Status]) -> Status:
     lease that stands still for the time that no live owner lets pass is a dead one's.
     """
     pace, found, renewed = Pace(first.committed), first, time.monotonic()
-    with Live(status_table(first), auto_refresh=False, transient=False) as live:
+    with Live(status_table(first, watched=True), auto_refresh=False, transient=False) as live:
         while found.running:
             time.sleep(_WATCH_SECONDS)
             found, last = look(), found
@@ -84,7 +86,7 @@ def watch_status(first: Status, look: Callable[[], Status]) -> Status:
                 renewed = time.monotonic()
             elif time.monotonic() - renewed > SILENCE_SECONDS:
                 found = replace(found, running=False)
-            table = status_table(found)
+            table = status_table(found, watched=True)
             done = found.counters.rows_in
             shard_seconds = found.scoring_seconds / max(found.committed, 1)
             rate = pace.look(found.committed, done, shard_seconds, time.monotonic())

@@ -14,7 +14,7 @@ import posixpath
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +108,24 @@ class Store:
         if self.fence is None:
             self._put(name, content)
             return
+        self._behind_fence(name, lambda tag: self._put_if(name, content, tag))
+
+    @os_errors()
+    def withdraw(self, name: str) -> None:
+        """Remove a file, if it is there, as `write` would put one: behind the fence."""
+        if self.fence is None:
+            self.delete([name])
+            return
+        with self.locked(shared=True):
+            self._behind_fence(name, lambda tag: tag is None or self._delete_if(name, tag))
+
+    def _behind_fence(self, name: str, act: Callable[[str | None], bool]) -> None:
+        """Do what is told a file's tag and fails when the file has another, until it is done."""
         for _ in range(_ATTEMPTS):
             tag = self._tag(name)
             # After the look at the file: who takes the folder over from here on changes its tag.
             self._refuse_fallen()
-            if self._put_if(name, content, tag):
+            if act(tag):
                 return
         raise OSError(f"{join(self.url, name)} is written by other processes all the time")
 

@@ -35,10 +35,12 @@ _MATRICES = frozenset(
     | {"use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "use_dora"}
     | {"layers_pattern", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication"}
     | {"trainable_token_indices", "target_parameters"}
+    # What these two asked of the first values is in the adapter; peft checks that it is said.
+    | {"loftq_config", "eva_config"}
 )
 _OF_TRAINING = frozenset(
     {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"}
-    | {"inference_mode", "lora_dropout", "megatron_core", "loftq_config", "eva_config"}
+    | {"inference_mode", "lora_dropout", "megatron_core"}
     | {"corda_config", "lora_ga_config", "runtime_config"}
 )
 
