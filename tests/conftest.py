@@ -30,9 +30,12 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # Ray's workers find what stands beside the tests: scorers of one's own.
 _BESIDE = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _BESIDE))
-# Converted models are kept for the session, and nothing of the user's is read or written.
-_CACHE = tempfile.TemporaryDirectory(prefix="rankmill-cache-")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# Converted models are kept for the session, by xdist's controller for all of its workers, and
+# nothing of the user's is read or written.
+if "_RANKMILL_TESTS_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="rankmill-cache-")
+    os.environ["_RANKMILL_TESTS_CACHE"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = os.environ["_RANKMILL_TESTS_CACHE"]
 
 # What tests share with the benchmarks: a store that fails.
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -21,7 +21,7 @@ MAX_LENGTH = 128
 CANDIDATES = 20
 # A model, and how many queries it ranks candidates for: fewer where it is slow.
 MODELS: dict[str, tuple[Callable[[Path], Path], int]] = {
-    "MiniLM-L6": (tiny_models.minilm, 8),
+    "MiniLM-L6": (tiny_models.minilm, 3),
     "japanese-reranker-tiny-v2": (
         partial(
             tiny_models.modernbert_ja,
@@ -31,11 +31,11 @@ MODELS: dict[str, tuple[Callable[[Path], Path], int]] = {
             intermediate_size=1024,
             local_attention=128,
         ),
-        20,
+        8,
     ),
-    "XLM-R": (partial(tiny_models.xlm_roberta, hidden_size=128, max_position_embeddings=514), 20),
-    "DeBERTa-v2": (partial(tiny_models.deberta_v2, hidden_size=128), 10),
-    "GTE": (partial(tiny_models.gte, hidden_size=128), 10),
+    "XLM-R": (partial(tiny_models.xlm_roberta, hidden_size=128, max_position_embeddings=514), 8),
+    "DeBERTa-v2": (partial(tiny_models.deberta_v2, hidden_size=128), 5),
+    "GTE": (partial(tiny_models.gte, hidden_size=128), 5),
 }
 
 
