@@ -5,12 +5,14 @@
 
 CANDIDATES has `query, title, text`. Each way (rankmill in fp32, bf16 and int8; sentence-
 transformers' default, its bf16, its best batch size; with --peers also OpenVINO and ONNX through
-the sentence-transformers 5.7 of another environment's interpreter) runs in a process of its own.
-A round lets each way score the measured pairs once, in turn, so that a noisy machine favours none;
-warm-up pairs are others, and so are those that --int8 quantizes each shape with. The matrix rates
-of the machine are measured before and after.
+the sentence-transformers 5.7 of another environment's interpreter) runs in a process of its own;
+so do two from Parquet to Parquet on a cluster that is up, their start included: rankmill's job, and
+Ray Data around `CrossEncoder.predict`. A round lets each way score the measured pairs once, in
+turn, so that a noisy machine favours none; warm-up pairs are others, and so are those that --int8
+quantizes each shape with. The matrix rates of the machine are measured before and after.
 
-Prints a table a shape; --save writes benchmarks/figures/NAME.json and a plot beside it.
+Prints a table a shape; --save writes benchmarks/figures/NAME.json, a plot beside it and the tables
+in Markdown.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from rankmill.config import load_config
 from rankmill.models import presets
 from rankmill.models.presets import Preset
 from rankmill.quantize import quantize
-from work import Cost, Measured, measure_pairs, plot
+from work import Cost, Measured, measure_pairs, plot, to_markdown
 
 _WARM_UP = 48
 _HERE = Path(__file__).parent
@@ -67,10 +69,12 @@ WAYS = (
     Way("5.7 ONNX, fp32, best batch", "sentence-transformers", "onnx", "fp32", True, True),
     Way("5.7 OpenVINO, fp32, best batch", "sentence-transformers", "openvino", "fp32", True, True),
     Way("5.7 OpenVINO, bf16, best batch", "sentence-transformers", "openvino", "bf16", True, True),
+    Way("Ray Data around CrossEncoder.predict, with its start", "ray-data", "", "fp32"),
     Way("rankmill, torch, fp32", "rankmill", "torch", "fp32"),
     Way("rankmill, torch, bf16", "rankmill", "torch", "bf16"),
     Way("rankmill, OpenVINO, fp32", "rankmill", "openvino", "fp32"),
     Way("rankmill, OpenVINO, bf16", "rankmill", "openvino", "bf16"),
+    Way("rankmill's job (bf16), with its start", "rankmill-job", "", "bf16"),
 )
 INT8 = Way("rankmill, OpenVINO, int8", "rankmill", "openvino", "auto")
 
@@ -87,6 +91,12 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> dict[str, Any]:
+        """Let it tell what it measures last, and end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -194,19 +204,24 @@ def compare(preset: Preset, drawn: Drawn, arguments: argparse.Namespace) -> list
                 seconds=statistics.median(one["seconds"] for one in found[way]),
                 processor_seconds=statistics.median(one["processor_seconds"] for one in found[way]),
                 peak_mib=max(one["peak_mib"] for one in found[way]),
-                **_batches(worker.facts, cost),
+                leaves_out=way.way.startswith("rankmill"),
+                **_batches(worker, cost),
                 cost=cost,
             )
             for way, worker in workers.items()
         ]
 
 
-def _batches(facts: dict[str, Any], cost: Cost) -> dict[str, Any]:
-    """A way's batch size and padding: a peer's as its process saw it, rankmill's by its budget."""
-    if "profile" not in facts:
-        return {"batch": facts["batch_size"], "padding": facts["padding"]}
-    budget = facts["profile"]["token_budget"]
-    return {"batch": budget, "padding": cost.padding(budget)}
+def _batches(worker: Worker, cost: Cost) -> dict[str, Any]:
+    """A way's batch size, padding and seconds of tokenizing: a peer's as its process saw them,
+    those of rankmill's `Scorer` by its budget and tokenizer."""
+    seen = worker.end()
+    if "profile" not in worker.facts:
+        looked = {name: seen.get(name) for name in ("padding", "tokenizing")}
+        return {"batch": worker.facts["batch_size"], **looked}
+    budget = worker.facts["profile"]["token_budget"]
+    padding = cost.padding(budget)
+    return {"batch": budget, "padding": padding, "tokenizing": cost.tokenizing_seconds}
 
 
 def main() -> None:
@@ -226,7 +241,7 @@ def main() -> None:
     arguments = parser.parse_args()
     drawn = read_pairs(arguments.candidates, arguments.pairs)
     before = matrix_rates(arguments.threads)
-    shapes = {}
+    shapes, tables = {}, []
     for name in arguments.shape or SHAPES:
         preset = presets.find(name)
         if preset is None:
@@ -234,12 +249,12 @@ def main() -> None:
         lines = compare(preset, drawn, arguments)
         after = matrix_rates(arguments.threads)
         rates = {precision: max(before[precision], after[precision]) for precision in before}
-        print("\nMatrix rates, G/s: " + ", ".join(f"{n} {r:.0f}" for n, r in rates.items()))
-        print(
+        measured = ", ".join(f"{n} {r:.0f}" for n, r in rates.items())
+        tables.append(
             f"{name}: {lines[0].cost.pairs} pairs of mean {lines[0].cost.lengths.mean():.0f} tokens"
+            f"; matrix rates, G/s: {measured}\n\n{to_markdown(lines, rates)}\n"
         )
-        for line in lines:
-            print(line.to_line(lines[0], rates), flush=True)
+        print(tables[-1], flush=True)
         shapes[name] = {
             "matrix_rates": rates,
             "ways": [line.to_json(lines[0], rates) for line in lines],
@@ -260,6 +275,7 @@ def main() -> None:
             json.dumps(record, indent=1), encoding="utf-8"
         )
         plot(record, figures / f"{arguments.save}.png")
+        (figures / f"{arguments.save}.md").write_text("\n".join(tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,28 +3,48 @@
     python benchmarks/way.py '{"way": "rankmill", "model": FOLDER, "pairs": FILE, ...}'
 
 Loads the model, scores the warm-up pairs, then scores the measured pairs once for every line on
-stdin and answers with a line of JSON: wall and processor seconds, peak memory in MiB, and what
-share of the tokens was padding (not of rankmill's ways, whose batches `compare.py` knows). It
-imports rankmill only for rankmill's own ways, so that it also runs in an environment that holds an
-older sentence-transformers.
+stdin and answers with a line of JSON: wall and processor seconds of this process and of all below
+it, and the peak memory of the largest in MiB. When stdin ends it says what share of the tokens was
+padding and how long tokenizing took (not of rankmill's ways, whose batches and tokens `compare.py`
+knows). It imports rankmill only for rankmill's own ways and those on Ray, so that it also runs in
+an environment that holds an older sentence-transformers.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from processor_time import ProcessorTime
+
 Pairs = list[tuple[str, str]]
-Score = Callable[[Pairs], object]
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _TIMES_A_SIZE = 2
+_LOOK_SECONDS = 1.0  # a look takes some 10 ms of a core
 
 
-def rankmill(asked: dict[str, Any], warm: Pairs, measured: Pairs) -> tuple[Score, dict[str, Any]]:
+@dataclass(frozen=True)
+class Ready:
+    """A way that can begin.
+
+    turn: what has to be there while it scores, and not while others do. look: scores pairs and
+    tells the share of the tokens that is `padding`, and the seconds of `tokenizing`.
+    """
+
+    score: Callable[[Pairs], object]
+    facts: dict[str, Any]
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext
+    look: Callable[[Pairs], dict[str, float]] = lambda pairs: {}
+
+
+def rankmill(asked: dict[str, Any], warm: Pairs) -> Ready:
     """rankmill's Scorer."""
     from rankmill import Scorer
 
@@ -36,12 +56,10 @@ def rankmill(asked: dict[str, Any], warm: Pairs, measured: Pairs) -> tuple[Score
         threads=asked["threads"],
         max_length=asked["max_length"],
     )
-    return scorer.score, {"profile": scorer.profile.to_json()}
+    return Ready(scorer.score, {"profile": scorer.profile.to_json()})
 
 
-def sentence_transformers(
-    asked: dict[str, Any], warm: Pairs, measured: Pairs
-) -> tuple[Score, dict[str, Any]]:
+def sentence_transformers(asked: dict[str, Any], warm: Pairs) -> Ready:
     """CrossEncoder.predict: its default, another precision or backend, its best batch size."""
     import torch
     from sentence_transformers import CrossEncoder
@@ -61,8 +79,59 @@ def sentence_transformers(
         options["model_kwargs"] = {"dtype": torch.bfloat16}
     model = CrossEncoder(asked["model"], **options)
     size = _best_batch(model, warm) if asked["best_batch"] else 32
-    facts = {"batch_size": size, "padding": _padding(model, measured, size)}
-    return lambda pairs: model.predict(pairs, batch_size=size), facts
+    return Ready(
+        lambda pairs: model.predict(pairs, batch_size=size),
+        {"batch_size": size},
+        look=lambda pairs: _look(model, pairs, size),
+    )
+
+
+def ray_data(asked: dict[str, Any], warm: Pairs) -> Ready:
+    """Ray Data around CrossEncoder.predict, Parquet to Parquet; every call starts its actor."""
+    return _on_ray(asked, _naive)
+
+
+def rankmill_job(asked: dict[str, Any], warm: Pairs) -> Ready:
+    """The job, Parquet to Parquet; every call starts its actors."""
+    return _on_ray(asked, _rerank)
+
+
+def _on_ray(asked: dict[str, Any], run: Callable[[dict[str, Any], Path, Path], object]) -> Ready:
+    """A pipeline, on a cluster that is up before its turn is measured."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rankmill import cluster
+    from rankmill.config import ComputeConfig
+
+    def score(pairs: Pairs) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "pairs.parquet")
+            query, document = zip(*pairs, strict=True)
+            columns = {"query": query, "document": document, "doc_id": range(len(pairs))}
+            pq.write_table(pa.table(columns), source)
+            run(asked, source, Path(folder, "output"))
+
+    return Ready(score, {"batch_size": None}, lambda: cluster.connected(ComputeConfig()))
+
+
+def _naive(asked: dict[str, Any], source: Path, output: Path) -> None:
+    import naive
+
+    naive.run(source, output, asked["model"], asked["max_length"], asked["threads"])
+
+
+def _rerank(asked: dict[str, Any], source: Path, output: Path) -> None:
+    from rankmill import job
+    from rankmill.config import load_config
+
+    overrides = {
+        "input.path": str(source),
+        "output.path": str(output),
+        "model.name": asked["model"],
+        "model.max_length": asked["max_length"],
+    }
+    job.rerank(load_config(overrides=overrides))
 
 
 def _best_batch(model: Any, warm: Pairs) -> int:  # noqa: ANN401 - of either environment
@@ -77,35 +146,35 @@ def _best_batch(model: Any, warm: Pairs) -> int:  # noqa: ANN401 - of either env
     return min(seconds, key=lambda size: seconds[size])
 
 
-def _padding(model: Any, pairs: Pairs, size: int) -> float:  # noqa: ANN401
-    """Share of the tokens that is padding, by the masks that the tokenizer makes meanwhile."""
+def _look(model: Any, pairs: Pairs, size: int) -> dict[str, float]:  # noqa: ANN401
+    """Watch the tokenizer while it makes the batches, and their masks."""
     kind: Any = type(model.tokenizer)
-    masks = []
+    masks, seconds = [], []
 
     class Watched(kind):  # type: ignore[misc]  # known at run time
         def __call__(self, *texts: object, **options: object) -> Any:  # noqa: ANN401
+            started = time.perf_counter()
             made = super().__call__(*texts, **options)
+            seconds.append(time.perf_counter() - started)
             masks.append(made["attention_mask"])
             return made
 
     model.tokenizer.__class__ = Watched
     model.predict(pairs, batch_size=size)
     model.tokenizer.__class__ = kind
-    return 1 - sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    real = sum(float(mask.sum()) for mask in masks)
+    return {
+        "padding": 1 - real / sum(mask.numel() for mask in masks),
+        "tokenizing": sum(seconds),
+    }
 
 
-WAYS = {"rankmill": rankmill, "sentence-transformers": sentence_transformers}
-
-
-def _processor_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def _peak_mib() -> float:
-    """Of this process alone: what getrusage gives begins with the parent's."""
-    with open("/proc/self/status", encoding="ascii") as lines:
-        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+WAYS = {
+    "rankmill": rankmill,
+    "rankmill-job": rankmill_job,
+    "sentence-transformers": sentence_transformers,
+    "ray-data": ray_data,
+}
 
 
 def main() -> None:
@@ -115,18 +184,23 @@ def main() -> None:
     with open(asked["pairs"], encoding="utf-8") as file:
         pairs = json.load(file)
     warm, measured = ([(q, d) for q, d in pairs[name]] for name in ("warm", "measured"))
-    score, facts = WAYS[asked["way"]](asked, warm, measured)
-    score(warm)
-    print(json.dumps(facts), file=answers, flush=True)
+    ready = WAYS[asked["way"]](asked, warm)
+    with ready.turn():
+        ready.score(warm)
+    print(json.dumps(ready.facts), file=answers, flush=True)
     for _ in sys.stdin:
-        used, started = _processor_seconds(), time.perf_counter()
-        score(measured)
+        with ready.turn():
+            started = time.perf_counter()
+            with ProcessorTime(_LOOK_SECONDS) as spent:
+                ready.score(measured)
+            seconds = time.perf_counter() - started
         found = {
-            "seconds": time.perf_counter() - started,
-            "processor_seconds": _processor_seconds() - used,
-            "peak_mib": _peak_mib(),
+            "seconds": seconds,
+            "processor_seconds": spent.seconds,
+            "peak_mib": spent.peak_mib,
         }
         print(json.dumps(found), file=answers, flush=True)
+    print(json.dumps(ready.look(measured)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
 """The whole job, Parquet to Parquet, beside the bare scorer and beside what one writes without it.
 
     python benchmarks/whole_job.py CANDIDATES.parquet [--shape NAME] [--pairs 22500]
-        [--naive-pairs 2000]
+        [--naive-pairs 2000] [--rounds 3] [--save NAME]
 
-Measures, on one local cluster that is already up:
-- the bare `Scorer.score` over the same pairs, in this process's share of the cores;
-- `rankmill rerank` over the table (its default backend and precision), all rows;
-- Ray Data's `read_parquet -> map_batches(CrossEncoder.predict) -> write_parquet` over the first
-  --naive-pairs rows, with one actor that has all cores.
+Every round measures, one after the other, and each on the model that was converted beforehand:
+- the bare `Scorer.score` over the pairs;
+- `rankmill rerank` over the same (its default backend and precision), on a cluster that is up;
+- Ray Data's `read_parquet -> map_batches(CrossEncoder.predict) -> write_parquet` on that cluster,
+  with one actor that has all cores, over --naive-pairs of them, a seeded draw, and over a quarter
+  of these. The difference is its pace without its start, by which it is said what all would take.
 
-Prints pairs/s of each and their ratios, padding, the seconds to the first committed shard, and what
-the job's processes spent of the processors, by what they did.
+Prints medians: pairs/s of each and their ratios, padding, the seconds to the first committed shard,
+and what the job's processes spent of the processors in the last round. --save keeps all rounds in
+figures/NAME.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import naive
 import random_models
 from machine import describe_machine
 from processor_time import ProcessorTime
@@ -35,43 +38,29 @@ from rankmill import Scorer, cluster, job
 from rankmill.config import ComputeConfig, load_config
 from rankmill.progress import Progress
 
-_BATCH_ROWS = 1024
 _WORTH_A_LINE = 0.3  # processor seconds
 
 
-class Predict:
-    """What a user would write: CrossEncoder.predict over batches."""
-
-    def __init__(self, model: str, max_length: int, threads: int) -> None:
-        import torch
-        from sentence_transformers import CrossEncoder
-
-        torch.set_num_threads(threads)
-        self._model = CrossEncoder(model, device="cpu", max_length=max_length)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with a column of scores."""
-        pairs = list(zip(batch["query"], batch["document"], strict=True))
-        return batch | {"score": self._model.predict(pairs)}
+def read(candidates: str, pairs: int) -> pa.Table:
+    """So many candidates, title and text as one document."""
+    table = pq.read_table(candidates).slice(0, pairs)
+    document = pc.binary_join_element_wise(
+        *(table[name].cast(pa.string()) for name in ("title", "text")), " "
+    )
+    return table.append_column("document", document).drop_columns(["title", "text"])
 
 
-def naive(source: Path, output: Path, model: str, max_length: int, cores: int) -> float:
-    """Seconds of the naive pipeline."""
-    import ray
-
+def measure_bare(scorer: Scorer, table: pa.Table) -> dict[str, Any]:
+    """Seconds of the scorer alone."""
+    pairs = list(zip(*(table[name].to_pylist() for name in ("query", "document")), strict=True))
     started = time.perf_counter()
-    ray.data.read_parquet(str(source)).map_batches(
-        Predict,
-        fn_constructor_args=(model, max_length, cores),
-        batch_size=_BATCH_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=max(cores - 1, 1),
-    ).write_parquet(str(output))
-    return time.perf_counter() - started
+    with ProcessorTime() as spent:
+        scorer.score(pairs)
+    return {"seconds": time.perf_counter() - started, "processor_seconds": spent.seconds}
 
 
-def rankmill_job(source: Path, output: Path, model: str, max_length: int) -> dict[str, Any]:
-    """The manifest of a run, the seconds to its first committed shard, and processor seconds."""
+def measure_job(source: Path, output: Path, model: str, max_length: int) -> dict[str, Any]:
+    """What a run costs. first_shard: seconds until a shard is committed."""
     config = load_config(
         overrides={
             "input.path": str(source),
@@ -80,19 +69,59 @@ def rankmill_job(source: Path, output: Path, model: str, max_length: int) -> dic
             "model.max_length": max_length,
         }
     )
-    started = time.perf_counter()
     first: list[float] = []
 
     def listen(progress: Progress) -> None:
         if not first and progress.shards_done:
             first.append(time.perf_counter() - started)
 
+    started = time.perf_counter()
     with ProcessorTime() as spent:
-        result = job.rerank(config, listener=listen)
-    return result.manifest | {
-        "first_shard_seconds": first[0] if first else None,
+        manifest = job.rerank(config, listener=listen).manifest
+    return {
+        "seconds": time.perf_counter() - started,
+        "first_shard": first[0] if first else None,
+        "padding": manifest["padded_tokens"] / (manifest["tokens"] + manifest["padded_tokens"]),
         "processor_seconds": spent.by_title,
     }
+
+
+def measure_naive(
+    sources: list[Path], scratch: Path, model: str, max_length: int, cores: int
+) -> dict[str, Any]:
+    """Seconds over fewer pairs and over more, and pairs/s between both."""
+    fewer, more = (
+        naive.run(source, scratch / f"naive-{source.stem}", model, max_length, cores)
+        for source in sources
+    )
+    rows = [pq.read_metadata(source).num_rows for source in sources]
+    pace = (rows[1] - rows[0]) / (more - fewer)
+    return {"rows": rows, "seconds": [fewer, more], "pace": pace, "start": more - rows[1] / pace}
+
+
+def measure(arguments: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
+    """All rounds."""
+    model = str(random_models.build(arguments.shape, root / "model"))
+    table = read(arguments.candidates, arguments.pairs)
+    pq.write_table(table, root / "all.parquet", row_group_size=5_000)
+    drawn = np.random.default_rng(0).permutation(table.num_rows)[: arguments.naive_pairs]
+    sources = [root / "fewer.parquet", root / "more.parquet"]
+    for source, count in zip(sources, (len(drawn) // 4, len(drawn)), strict=True):
+        pq.write_table(table.take(drawn[:count]), source)
+    scorer = Scorer(model, threads=arguments.threads, max_length=arguments.max_length)
+    scorer.score([("a query", "a document")])
+    rounds = []
+    for number in range(arguments.rounds):
+        scratch = root / str(number)
+        scratch.mkdir()
+        found = {"bare": measure_bare(scorer, table)}
+        with cluster.connected(ComputeConfig()):
+            asked = (scratch, model, arguments.max_length)
+            found["job"] = measure_job(root / "all.parquet", scratch / "out", *asked[1:])
+            found["naive"] = measure_naive(sources, *asked, arguments.threads)
+        rounds.append(found)
+        print(json.dumps(found), flush=True)
+    return rounds
 
 
 def main() -> None:
@@ -102,49 +131,43 @@ def main() -> None:
     parser.add_argument("--shape", default="hotchpotch/japanese-reranker-tiny-v2")
     parser.add_argument("--pairs", type=int, default=22_500)
     parser.add_argument("--naive-pairs", type=int, default=2_000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save")
     arguments = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="rankmill-job-"))
-    try:
-        model = str(random_models.build(arguments.shape, root / "model"))
-        table = pq.read_table(arguments.candidates).slice(0, arguments.pairs)
-        document = pc.binary_join_element_wise(
-            *(table[name].cast(pa.string()) for name in ("title", "text")), " "
-        )
-        table = table.append_column("document", document).drop_columns(["title", "text"])
-        pq.write_table(table, root / "all.parquet", row_group_size=5_000)
-        pq.write_table(table.slice(0, arguments.naive_pairs), root / "some.parquet")
+    with tempfile.TemporaryDirectory(prefix="rankmill-job-") as root:
+        rounds = measure(arguments, Path(root))
 
-        scorer = Scorer(model, threads=arguments.threads, max_length=arguments.max_length)
-        pairs = list(zip(table["query"].to_pylist(), document.to_pylist(), strict=True))
-        scorer.score(pairs[-64:])
-        started = time.perf_counter()
-        with ProcessorTime() as spent:
-            scorer.score(pairs)
-        bare = len(pairs) / (time.perf_counter() - started)
-        with cluster.connected(ComputeConfig()):
-            manifest = rankmill_job(root / "all.parquet", root / "out", model, arguments.max_length)
-            seconds = naive(
-                root / "some.parquet", root / "naive", model, arguments.max_length,
-                arguments.threads,
-            )  # fmt: skip
-    finally:
-        shutil.rmtree(root)
-    rate = manifest["pairs_per_second"]
-    other = arguments.naive_pairs / seconds
-    padding = manifest["padded_tokens"] / (manifest["tokens"] + manifest["padded_tokens"])
+    def median(way: str, key: str) -> float:
+        return statistics.median(found[way][key] for found in rounds)
+
+    count = arguments.pairs
+    bare, whole, pace = median("bare", "seconds"), median("job", "seconds"), median("naive", "pace")
+    other = median("naive", "start") + count / pace
     print(describe_machine())
-    print(f"{arguments.shape}: {json.dumps(manifest['profile'])}")
-    print(f"bare Scorer              {bare:8.1f} pairs/s")
-    print(f"whole job                {rate:8.1f} pairs/s  {rate / bare:5.2f} of the bare scorer")
-    print(f"Ray Data + CrossEncoder  {other:8.1f} pairs/s  the job is {rate / other:.1f} times it")
-    print(f"processor seconds: bare {spent.seconds:.1f}, the job", end="")
-    for title, seconds in manifest["processor_seconds"].items():
+    print(f"{arguments.shape}, {count:,} pairs, medians of {arguments.rounds}")
+    print(f"bare Scorer              {count / bare:8.1f} pairs/s  {bare:7.1f} s")
+    print(f"whole job                {count / whole:8.1f} pairs/s  {whole:7.1f} s", end="")
+    print(f"  {bare / whole:.2f} of the bare scorer")
+    print(
+        f"Ray Data + CrossEncoder  {pace:8.1f} pairs/s  {other:7.1f} s with its start of ", end=""
+    )
+    print(f"{median('naive', 'start'):.1f} s: {other / whole:.1f} times the job's")
+    print(f"  its pace without its start, the job with its own: {count / whole / pace:.1f} times")
+    print(f"padding {100 * median('job', 'padding'):.2f} %, ", end="")
+    print(f"first shard committed after {median('job', 'first_shard'):.1f} s")
+    print(
+        f"processor seconds: bare {median('bare', 'processor_seconds'):.1f}; the job's last", end=""
+    )
+    for title, seconds in rounds[-1]["job"]["processor_seconds"].items():
         if seconds >= _WORTH_A_LINE:
             print(f"; {title} {seconds:.1f}", end="")
     print()
-    print(f"padding {100 * padding:.2f} %, first shard after {manifest['first_shard_seconds']} s")
+    if arguments.save:
+        record = {"machine": describe_machine(), "shape": arguments.shape, "rounds": rounds}
+        kept = Path(__file__).parent / "figures" / f"{arguments.save}.json"
+        kept.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
