@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import make_pairs
-from rankmill import Scorer, markers, plan
+from rankmill import Scorer, cluster, markers, pipeline, plan
+from rankmill.backend import Resolved
 from rankmill.config import load_config
 from rankmill.errors import ConfigError, InputError, OutputError, RunFailed
 from rankmill.job import RunResult, rerank
+from rankmill.pool import Capacity
 from rankmill.prepared import prepare
 from rankmill.progress import Progress
 from rankmill.store import Store
@@ -309,6 +311,27 @@ def test_what_the_input_does_not_have_is_named(
     path = write_pairs(make_pairs(1, 1))
     with pytest.raises((InputError, ConfigError), match=message):
         prepare(job.config(path, **settings))
+
+
+@pytest.mark.parametrize(("asked", "told"), [("auto", True), ("cuda", False)])
+def test_gpus_that_the_shards_were_not_cut_for_are_told_of(
+    asked: str,
+    told: bool,
+    job: Job,
+    write_pairs: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = Capacity((4.0,), (1.0,), ("a node",), (float(1 << 34),), ({},))
+    monkeypatch.setattr(cluster, "scoring_capacity", lambda _: one)
+
+    def stop(*_: object) -> Resolved:
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(pipeline, "resolve", stop)
+    with pytest.raises(ConfigError, match="far enough"):
+        rerank(job.config(write_pairs(make_pairs(2, 3)), compute__device=asked))
+    assert ("With compute.device: cuda a new output gets larger ones" in caplog.text) is told
 
 
 def test_output_inside_input_is_refused(job: Job, write_pairs: Write) -> None:
