@@ -205,22 +205,23 @@ def compare(preset: Preset, drawn: Drawn, arguments: argparse.Namespace) -> list
                 processor_seconds=statistics.median(one["processor_seconds"] for one in found[way]),
                 peak_mib=max(one["peak_mib"] for one in found[way]),
                 leaves_out=way.way.startswith("rankmill"),
-                **_batches(worker, cost),
+                **_batches(worker, cost, arguments.max_length),
                 cost=cost,
             )
             for way, worker in workers.items()
         ]
 
 
-def _batches(worker: Worker, cost: Cost) -> dict[str, Any]:
+def _batches(worker: Worker, cost: Cost, longest: int) -> dict[str, Any]:
     """A way's batch size, padding and seconds of tokenizing: a peer's as its process saw them,
-    those of rankmill's `Scorer` by its budget and tokenizer."""
+    those of rankmill's `Scorer` by its profile and tokenizer."""
     seen = worker.end()
     if "profile" not in worker.facts:
         looked = {name: seen.get(name) for name in ("padding", "tokenizing")}
         return {"batch": worker.facts["batch_size"], **looked}
-    budget = worker.facts["profile"]["token_budget"]
-    padding = cost.padding(budget)
+    profile = worker.facts["profile"]
+    budget = profile["token_budget"]
+    padding = cost.padding(budget, profile["pad_to_multiple_of"], longest)
     return {"batch": budget, "padding": padding, "tokenizing": cost.tokenizing_seconds}
 
 

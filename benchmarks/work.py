@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from rankmill.batches import make_batches
+from rankmill.batches import make_batches, pad_widths
 from rankmill.models.presets import Preset
 from rankmill.tokenizer import PairTokenizer
 from rankmill.tokens import PairRules
@@ -47,10 +47,11 @@ class Cost:
         """How many."""
         return len(self.lengths)
 
-    def padding(self, token_budget: int) -> float:
-        """Share of the tokens that is padding in rankmill's batches."""
-        batches = make_batches(self.lengths, token_budget)
-        given = sum(len(batch) * int(self.lengths[batch].max()) for batch in batches)
+    def padding(self, token_budget: int, multiple: int, longest: int) -> float:
+        """Share of the tokens that is padding in rankmill's batches. longest: an input's tokens."""
+        widths = pad_widths(self.lengths, multiple, longest)
+        batches = make_batches(widths, token_budget)
+        given = sum(len(batch) * int(widths[batch].max()) for batch in batches)
         return 1 - int(self.lengths.sum()) / given
 
 

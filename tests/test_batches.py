@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankmill.batches import make_batches
+from rankmill.batches import make_batches, pad_widths
 
 LENGTHS = st.lists(st.integers(0, 512), max_size=60).map(lambda n: np.array(n, np.int32))
 BUDGET = st.integers(1, 4096)
@@ -59,3 +59,19 @@ def test_equal_lengths_give_equal_batches(lengths, budget):
 )
 def test_examples(lengths, budget, expected):
     assert batches(lengths, budget) == expected
+
+
+@given(LENGTHS, st.integers(1, 64), st.integers(512, 520))
+def test_widths_are_multiples_that_hold_the_pair_and_that_the_model_has_positions_for(
+    lengths, multiple, longest
+):
+    widths = pad_widths(lengths, multiple, longest)
+    assert widths.dtype == np.int32
+    assert (widths >= lengths).all()
+    assert (widths < lengths + multiple).all()
+    assert (widths <= longest).all()
+    assert ((widths % multiple == 0) | (widths == longest)).all()
+
+
+def test_without_a_multiple_widths_are_lengths():
+    assert pad_widths(np.array([0, 7, 512], np.int32), 1, 512).tolist() == [0, 7, 512]

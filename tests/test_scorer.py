@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from rankmill import Scorer
+from rankmill.batches import pad_widths
 from rankmill.config import ModelConfig
 from rankmill.errors import ConfigError, InputError, ModelError
 from rankmill.models import ScorerModel
@@ -221,9 +222,10 @@ def test_costs_count_the_tokens_that_the_model_saw_and_the_padding_beside_them(s
     whole = score_in_one_batch(scorer, scorer.model, forty)
     assert whole.windows == 40
     assert whole.tokens == lengths.sum()
-    assert whole.padded_tokens == 40 * lengths.max() - lengths.sum()
+    widths = pad_widths(lengths, scorer.profile.pad_to_multiple_of, 512)
+    assert whole.padded_tokens == 40 * widths.max() - lengths.sum()
     alone = score_in_one_batch(scorer, SmallMemory(scorer.model, 1), forty)
-    assert (alone.tokens, alone.padded_tokens) == (lengths.sum(), 0)
+    assert (alone.tokens, alone.padded_tokens) == (lengths.sum(), (widths - lengths).sum())
 
 
 def test_a_score_that_is_not_a_number_stays_with_its_pair_and_ranks_last(scorer, tmp_path):

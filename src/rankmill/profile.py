@@ -19,7 +19,7 @@ from rankmill.errors import ConfigError
 
 # Raised whenever rankmill's own code changes what a score is, so that old scores are not reused
 # and old runs are not resumed.
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 
 Backend = Literal["torch", "openvino"]
 Device = Literal["cpu", "cuda", "mps"]
@@ -34,6 +34,10 @@ TOKEN_BUDGET: dict[Literal["cpu", "mps"], int] = {"cpu": 1024, "mps": 8192}
 # shape (6e6 operations a token) 745 | 863 | 913; MiniLM-L6 (2e7) 116 | 114 | 109; xsmall-v2 (2e7)
 # 96 | 97 | 92; XLM-R base (2e8) 17.0 | 16.3 | 13.8. So: up to so many operations, so many tokens.
 OPENVINO_TOKEN_BUDGET = ((1e7, 4096), (1e8, 2048), (math.inf, 1024))
+# OpenVINO prepares itself for every shape of a batch, and computes faster where a width is a
+# multiple of 8: in shards of 1,324 pairs MiniLM-L6's shape takes 3 % less of the processor than
+# without, and 120 MiB less memory, for 1.5 % more padding.
+_OPENVINO_PADS_TO = 8
 # None of these is measured yet (`benchmarks/gpu.py` does). A batch should keep a GPU busy for as
 # long as Python takes to queue the next, some 10 ms for a dozen layers; beyond that it only adds
 # padding.
@@ -77,7 +81,8 @@ class Profile:
 
     backend: "custom" for a class of the user's own, which is given the profile and answers for
     keeping to its device, precision and threads. threads: of one scoring actor. streams: batches
-    that it works on at once, with equal shares of the threads.
+    that it works on at once, with equal shares of the threads. pad_to_multiple_of: tokens, of a
+    batch's width.
     """
 
     backend: str
@@ -87,6 +92,7 @@ class Profile:
     threads: int
     token_budget: int
     streams: int = 1
+    pad_to_multiple_of: int = 1
     scoring_version: int = SCORING_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +186,7 @@ def make_profile(
         instructions=hardware.instructions,
         threads=_threads(device, hardware.cores) if asked == "auto" else asked,
         token_budget=budget,
+        pad_to_multiple_of=_OPENVINO_PADS_TO if backend == "openvino" else 1,
     )
     return with_threads(found, compute, hardware.cores)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rankmill import profile as profiles
 from rankmill.backend import resolve
-from rankmill.batches import make_batches
+from rankmill.batches import make_batches, pad_widths
 from rankmill.config import AskedPrecision, ComputeConfig, ModelConfig, Slopes
 from rankmill.errors import ConfigError, InputError
 from rankmill.flight import Indices, ScoredBatch, run_batches
@@ -76,22 +76,23 @@ def score_pairs_by(
 ) -> ScoredPairs:
     """Score tokenized pairs batch by batch with whatever scores batches."""
     windows = cut(pairs, rules)
-    lengths = windows.lengths
+    widths = pad_widths(windows.lengths, profile.pad_to_multiple_of, rules.max_length)
     scores = np.full(len(windows), np.nan, np.float32)
     padded, degraded = 0, False
     reasons: dict[int, str] = {}
-    batches = make_batches(lengths, profile.token_budget)
+    batches = make_batches(widths, profile.token_budget)
+
+    def fill(chosen: Indices) -> TokenBatch:
+        return assemble(windows, template, chosen, int(widths[chosen].max()))
+
     # Where there is nothing to score the model need not even be loaded.
-    scored = (
-        run(batches, lambda chosen: assemble(windows, template, chosen)) if len(windows) else ()
-    )
-    for done in scored:
+    for done in run(batches, fill) if len(windows) else ():
         scores[done.chosen] = done.scores
         if done.reason is not None:
             reasons.setdefault(int(windows.pair[done.chosen[0]]), done.reason)
-        padded += int(lengths[done.chosen].max()) * len(done.chosen)
+        padded += int(widths[done.chosen].max()) * len(done.chosen)
         degraded |= done.halved
-    tokens = int(lengths.sum())
+    tokens = int(windows.lengths.sum())
     pooled = pool(windows, scores, rules.pooling)
     return ScoredPairs(pooled, len(windows), tokens, padded - tokens, degraded, reasons)
 

@@ -93,12 +93,15 @@ def pool(windows: Windows, scores: Float32, how: Pooling) -> Float32:
 
 
 def assemble(
-    windows: Windows, template: Template, chosen: npt.NDArray[np.integer[Any]]
+    windows: Windows, template: Template, chosen: npt.NDArray[np.integer[Any]], width: int = 0
 ) -> TokenBatch:
-    """The model's input for some windows, padded on the right to the longest of them."""
+    """The model's input for some windows, padded on the right to the longest of them.
+
+    width: tokens that they are padded to at least.
+    """
     pairs, texts, keep_end = windows.pairs, windows.pairs.texts, template.keep_end
     lengths = windows.lengths[chosen]
-    longest = int(lengths.max(initial=template.special))
+    longest = int(lengths.max(initial=max(template.special, width)))
     ids = np.full((len(chosen), longest), template.pad_id, np.int64)
     segments = np.zeros_like(ids) if template.has_segments else None
     before, between, after = (

@@ -23,11 +23,12 @@ from rankmill.tokens import TokenBatch
 
 _PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 # OpenVINO keeps what it prepares for every shape of a batch, by default 5,000 parts of each kind:
-# 2 GiB. Fifty are as fast (measured with 50 to 500; the smallest models are 7 % slower with none).
-_KEPT_FOR_SHAPES = 50
+# 2 GiB. A shard brings some 70 to 100 shapes, nearly all of which come again in the next: with 300
+# they are still there (of the processor's time 3 % less than with 50, 7 % for the smallest models).
+_KEPT_FOR_SHAPES = 300
 # So does its oneDNN, some 0.8 MiB a shape in bf16, by default 1,024 primitives: an actor's memory
-# grew for a hundred shards. A hundred are as fast, as far as two runs of a small model tell.
-_PRIMITIVES, _KEPT_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100"
+# grew for a hundred shards. 600 hold those of a shard.
+_PRIMITIVES, _KEPT_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "600"
 # The older name of the same variable.
 _PRIMITIVES_ONCE = "DNNL_PRIMITIVE_CACHE_CAPACITY"
 _NO_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc")
