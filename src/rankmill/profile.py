@@ -25,10 +25,11 @@ Backend = Literal["torch", "openvino"]
 Device = Literal["cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
-# Padded tokens a batch. CPU: `benchmarks/budget.py`, MiniLM-L6 shape, bf16, one thread of a 2-core
-# AVX512-BF16 machine: 24.5 pairs/s at 512 tokens, 18.8 at 1,024, 15.0 at 2,048, 13.1 at 16,384
-# (padding 0.4, 1.1, 2.6, 17.7 %). MPS is not measured: chosen small enough for 8 GB with a 568
-# M-parameter model. CUDA: see `cuda_token_budget`.
+# Padded tokens a batch. CPU: `benchmarks/budget.py`, bf16, one thread of a 2-core AVX512-BF16
+# machine, pairs/s at 512 | 1,024 | 2,048 | 4,096 tokens: tiny-v2 shape 265 | 330 | 365 | 282;
+# MiniLM-L6 shape 46 | 48 | 49 | 45; XLM-R base 7.8 | 7.7 | 7.2 (padding 0.5 | 1.8 | 3.9 | 7.6 %).
+# MPS is not measured: chosen small enough for 8 GB with a 568 M-parameter model. CUDA: see
+# `cuda_token_budget`.
 TOKEN_BUDGET: dict[Literal["cpu", "mps"], int] = {"cpu": 1024, "mps": 8192}
 # OpenVINO, 2 streams, bf16, the same machine idle, pairs/s at 1,024 | 2,048 | 4,096 tokens: tiny-v2
 # shape (6e6 operations a token) 745 | 863 | 913; MiniLM-L6 (2e7) 116 | 114 | 109; xsmall-v2 (2e7)

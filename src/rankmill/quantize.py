@@ -23,7 +23,7 @@ import numpy as np
 
 from rankmill import agreement, profile, sample, storage
 from rankmill.agreement import Agreement
-from rankmill.batches import make_batches
+from rankmill.batches import make_batches, pad_widths
 from rankmill.config import ModelConfig, RunConfig
 from rankmill.errors import ConfigError, ModelError, OutputError
 from rankmill.models import Tokenizer, openvino_model, quantized, refuse_instructions
@@ -216,9 +216,10 @@ def _tokenized(tokenizer: Tokenizer, pairs: Pairs) -> TokenizedPairs:
 def _batches(tokenizer: Tokenizer, pairs: TokenizedPairs, run: Profile) -> list[TokenBatch]:
     """Inputs as a run makes them."""
     windows = cut(pairs, tokenizer.rules)
+    widths = pad_widths(windows.lengths, run.pad_to_multiple_of, tokenizer.rules.max_length)
     return [
-        assemble(windows, tokenizer.template, chosen)
-        for chosen in make_batches(windows.lengths, run.token_budget)
+        assemble(windows, tokenizer.template, chosen, int(widths[chosen].max()))
+        for chosen in make_batches(widths, run.token_budget)
     ]
 
 
@@ -236,6 +237,7 @@ def _settings(config: RunConfig, rules: PairRules, run: Profile, seed: int) -> d
         "depth": config.input.depth,
         "seed": seed,
         "token_budget": run.token_budget,
+        "pad_to_multiple_of": run.pad_to_multiple_of,
     }
 
 
